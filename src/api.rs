@@ -1,0 +1,490 @@
+//! What goes over HTTP: the requests and answers of version 1, shared by the server, the tools and `muster-agent`.
+//!
+//! Times are microseconds since the Unix epoch in fields that end in `_us`. Lists are pages: `items` and, when there is more, `next`, the
+//! `cursor` to ask with. A request with a field that is not known is refused, so that a misspelt one is not passed over.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{AgentName, LabelName, TeamName};
+
+/// One page of a listing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// What to pass as `cursor` for the next page; none on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// An error, after RFC 9457.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// A short text for the kind of error.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// A stable word that a program can act on.
+    pub code: String,
+    /// What failed and why, this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The id of the request, to be found in the server's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+}
+
+/// What an agent says of itself, at its first contact and at each poll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// The agent's name.
+    #[cfg_attr(feature = "server", schema(value_type = String))]
+    pub name: AgentName,
+    /// Its labels.
+    #[cfg_attr(feature = "server", schema(value_type = Vec<String>))]
+    pub labels: Vec<LabelName>,
+    /// How many builds it takes at once.
+    pub executors: u32,
+    /// Its root: an absolute path.
+    pub root: String,
+    /// How it is reached, if it is to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// `linux`, `darwin`.
+    pub os: String,
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    /// What the machine was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Anything else that its modules may want to know.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+    /// Its ssh host key, for the ssh link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_host_key: Option<String>,
+    /// A random id of this start of the agent program. When it changes, the machine is provisioned again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+}
+
+/// The answer to a registration or a poll.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Registered {
+    /// The agent as the server knows it.
+    pub agent: RegisteredAgent,
+    /// The agent's own credential, shown once: in the answer that admitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// In how many milliseconds to come back.
+    pub poll_after_ms: u64,
+    /// The path at which to open a session now, if one is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+}
+
+/// The agent in the answer to its own registration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct RegisteredAgent {
+    /// Its id; never used twice.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The labels that it was admitted with.
+    pub labels: Vec<String>,
+    /// Its state.
+    pub state: AgentState,
+    /// Why it is in that state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Where an agent is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum AgentState {
+    /// Known, and not yet provisioned.
+    Registered,
+    /// A run is under way.
+    Provisioning,
+    /// Every module of its labels succeeded, and what is to be launched was launched.
+    Ready,
+    /// A module did not succeed; tried again later unless it said never.
+    Failed,
+    /// Takes no more work.
+    Draining,
+    /// Missed its polls.
+    Lost,
+    /// Given up; its name is free.
+    Gone,
+    /// Stopped by an admin.
+    Quarantined,
+}
+
+/// One agent in a listing, and at the head of `show`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Agent {
+    /// Its id; never used twice.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: Vec<String>,
+    /// Its state.
+    pub state: AgentState,
+    /// Why it is in that state.
+    pub reason: String,
+    /// Since when.
+    pub since_us: i64,
+    /// When it is tried again, if it failed and is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at_us: Option<i64>,
+    /// When it was last heard of.
+    pub last_seen_us: i64,
+    /// When it registered.
+    pub registered_us: i64,
+    /// Whether its session is open.
+    pub session: bool,
+    /// The release that each of its labels was provisioned with.
+    pub releases: BTreeMap<String, i64>,
+    /// Executors.
+    pub executors: u32,
+    /// Its root.
+    pub root: String,
+    /// How it is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Operating system.
+    pub os: String,
+    /// Architecture.
+    pub arch: String,
+    /// What the machine was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Anything else it said.
+    pub attributes: BTreeMap<String, String>,
+    /// What was launched and how it is: `running (pid 12)`, say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launched: Option<String>,
+}
+
+/// One change of an agent's state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct AgentEvent {
+    /// When.
+    pub at_us: i64,
+    /// The state from then on.
+    pub state: AgentState,
+    /// Why.
+    pub cause: String,
+}
+
+/// An agent with its history.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct AgentDetail {
+    /// The agent.
+    pub agent: Agent,
+    /// Its changes of state, newest first.
+    pub events: Vec<AgentEvent>,
+    /// Its runs, newest first.
+    pub runs: Vec<Run>,
+}
+
+/// Why an agent is not ready, or that it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Explanation {
+    /// The agent.
+    pub name: String,
+    /// Its state.
+    pub state: AgentState,
+    /// One sentence that answers.
+    pub summary: String,
+    /// What led there, each with its time where it has one: causes, the run, its last step, the module's message.
+    pub because: Vec<Because>,
+    /// What to do next.
+    pub next: Vec<String>,
+}
+
+/// One reason in an explanation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Because {
+    /// When, if it is something that happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_us: Option<i64>,
+    /// What.
+    pub text: String,
+}
+
+/// What an operator may say with a call that acts on an agent.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Act {
+    /// Why; kept as the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// One version of a module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Module {
+    /// The sha256 of its bytes.
+    pub digest: String,
+    /// Its name.
+    pub name: String,
+    /// The team that it belongs to.
+    pub team: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The world that it implements.
+    pub world: String,
+    /// The interfaces that it imports.
+    pub imports: Vec<String>,
+    /// The language it was written in, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    /// When it was uploaded.
+    pub uploaded_us: i64,
+}
+
+/// One version of a bundle.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Bundle {
+    /// Its name.
+    pub name: String,
+    /// The sha256 of its manifest.
+    pub version: String,
+    /// The team that it belongs to.
+    pub team: String,
+    /// Its files and symlinks.
+    pub files: u64,
+    /// The bytes of its files.
+    pub bytes: u64,
+    /// When it was pushed.
+    pub pushed_us: i64,
+}
+
+/// Which contents the server should look for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ContentsAsked {
+    /// Digests of contents.
+    pub digests: Vec<String>,
+}
+
+/// Which contents the server lacks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ContentsMissing {
+    /// Digests of contents, in the order in which they were asked.
+    pub missing: Vec<String>,
+}
+
+/// What an upload of contents brought.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ContentsStored {
+    /// How many contents were stored.
+    pub stored: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One label and its release in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Label {
+    /// The label.
+    pub label: String,
+    /// The team that it belongs to.
+    pub team: String,
+    /// The release in force.
+    pub release: Release,
+    /// Living agents that carry it, by state.
+    pub agents: BTreeMap<String, u64>,
+}
+
+/// One recorded policy of a label.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Release {
+    /// The label.
+    pub label: String,
+    /// Its number: 1 for the label's first.
+    pub release: i64,
+    /// When it was made.
+    pub made_us: i64,
+    /// Who made it: a token's id, never its secret.
+    pub made_by: String,
+    /// How it came about: `applied`, `swapped`, `rolled back to 3`.
+    pub how: String,
+    /// The policy, with module and bundles pinned.
+    #[cfg_attr(feature = "server", schema(value_type = Object))]
+    pub policy: serde_json::Value,
+}
+
+/// What applying a policy did, or would do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Applied {
+    /// The label.
+    pub label: String,
+    /// The release in force from now on. With `preview` or no changes: the one that is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<i64>,
+    /// The release that was in force until now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<i64>,
+    /// What differs, a line each: `~ module: a@… → a@…`. Empty: nothing, and no release was made.
+    pub changes: Vec<String>,
+    /// How many living agents carry the label.
+    pub agents: u64,
+}
+
+/// A swap: the policy in force with another module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Swap {
+    /// `NAME@DIGEST`, or a name alone for its newest version.
+    pub module: String,
+}
+
+/// A rollback: an earlier release's policy, as a new release.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// Which; the one before the release in force if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<i64>,
+}
+
+/// One execution of one release for one agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Run {
+    /// Its id; ids sort by time.
+    pub id: String,
+    /// The agent's name.
+    pub agent: String,
+    /// The label.
+    pub label: String,
+    /// The release.
+    pub release: i64,
+    /// The module's digest.
+    pub module: String,
+    /// Which attempt at this release, for this agent.
+    pub attempt: u32,
+    /// `running`, or the verdict's word: `provisioned`, `refused-later`, `refused-never`, `refused`, `trapped`, `timed-out`,
+    /// `over-limit`, `link-lost`, `host-fault`.
+    pub verdict: String,
+    /// What the module or the server said about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it began.
+    pub began_us: i64,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_us: Option<i64>,
+    /// Calls made.
+    pub calls: u64,
+    /// Bytes of bundle content that were sent.
+    pub bytes_sent: u64,
+    /// Bytes of bundle content that the agent had already.
+    pub bytes_saved: u64,
+}
+
+/// One line of a run's log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct LogLine {
+    /// Its place in the log, from 0.
+    pub seq: i64,
+    /// When.
+    pub at_us: i64,
+    /// `debug`, `info`, `warn`, `error`, `step`, `call`, `stdout`, `stderr`.
+    pub level: String,
+    /// The text.
+    pub text: String,
+}
+
+/// A token to be made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TokenAsked {
+    /// What it is for.
+    pub kind: TokenKind,
+    /// The team: needed for `team`; for `join`, the team that its agents belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<String>))]
+    pub team: Option<TeamName>,
+    /// For `join`: the labels that agents may carry. At least one.
+    #[serde(default)]
+    #[cfg_attr(feature = "server", schema(value_type = Vec<String>))]
+    pub labels: Vec<LabelName>,
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// Admits agents.
+    Join,
+    /// Acts for a team.
+    Team,
+    /// Does everything.
+    Admin,
+}
+
+/// A token, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Token {
+    /// Its id.
+    pub id: String,
+    /// What it is for.
+    pub kind: TokenKind,
+    /// Its team.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// Its labels.
+    pub labels: Vec<String>,
+    /// When it was made.
+    pub made_us: i64,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_us: Option<i64>,
+}
+
+/// A token just made, with its secret, which is shown this once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct TokenMade {
+    /// The token.
+    pub token: Token,
+    /// What to put into `Authorization: Bearer`.
+    pub secret: String,
+}

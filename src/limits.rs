@@ -1,0 +1,193 @@
+//! Every bound, in one place, with its unit last in its name.
+//!
+//! A bound that an admin may move has its default and its ceiling here, and its setting in `config` or in the label's policy.
+
+use std::time::Duration;
+
+/// Bytes in a name of any kind. 63 is what a host name's part may have.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Bytes in a path that an agent, a module or a bundle names.
+pub const PATH_BYTES_MAX: usize = 4096;
+
+// HTTP.
+
+/// Bytes in the body of any request that is not an upload.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// How long a request that is not an upload, a stream or a session may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an upload may pause between two pieces before it is given up.
+pub const UPLOAD_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Rows in one page of a listing.
+pub const PAGE_ROWS_MAX: u32 = 500;
+/// Rows in one page of a listing, unless the caller says.
+pub const PAGE_ROWS: u32 = 100;
+
+// Registration.
+
+/// Labels that one agent carries.
+pub const AGENT_LABELS_MAX: usize = 32;
+/// Attributes that one agent gives of itself.
+pub const AGENT_ATTRIBUTES_MAX: usize = 64;
+/// Bytes in one attribute's value, an image's id, an address or a host key.
+pub const AGENT_TEXT_BYTES_MAX: usize = 1024;
+/// Executors of one agent.
+pub const AGENT_EXECUTORS_MAX: u32 = 1000;
+/// Agents that one server holds, alive.
+pub const AGENTS_MAX: usize = 100_000;
+/// How often an agent polls, unless the configuration says.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(30);
+/// The shortest interval between polls that the configuration may set.
+pub const POLL_INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// The longest interval between polls that the configuration may set.
+pub const POLL_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+/// By how much of itself an interval is made shorter or longer at random, so that agents do not return together.
+pub const POLL_JITTER_SHARE: f64 = 0.2;
+/// After how many intervals without a poll an agent is lost.
+pub const LEASE_INTERVALS: u32 = 3;
+/// How long a lost agent is kept before it is gone, unless the configuration says. DynaSlave's was 30 minutes.
+pub const LOST_KEPT: Duration = Duration::from_secs(30 * 60);
+/// How often heartbeats are written to the store.
+pub const HEARTBEAT_FLUSH_INTERVAL: Duration = Duration::from_secs(10);
+
+// Uploads.
+
+/// Bytes in a module.
+pub const MODULE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Modules that are compiled at once. Compiling uses every core by itself.
+pub const COMPILES_AT_ONCE: usize = 1;
+/// Modules that wait for their compilation; more are told to come again.
+pub const COMPILES_WAITING_MAX: usize = 16;
+/// Entries in a bundle.
+pub const BUNDLE_ENTRIES_MAX: usize = 1_000_000;
+/// Bytes in a bundle's manifest.
+pub const MANIFEST_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes in one file of a bundle.
+pub const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// Digests in one question which contents the server lacks.
+pub const DIGESTS_ASKED_MAX: usize = 50_000;
+/// Bytes of file content in one piece of a stream.
+pub const PIECE_BYTES: usize = 256 * 1024;
+
+// Policies.
+
+/// Bundles, settings or grants of one kind in a policy.
+pub const POLICY_ITEMS_MAX: usize = 256;
+/// Bytes in one setting's value or one grant.
+pub const POLICY_TEXT_BYTES_MAX: usize = 4096;
+/// Labels in one policy file.
+pub const POLICY_LABELS_MAX: usize = 1000;
+/// Memory of a run, unless the policy says, in MiB.
+pub const RUN_MEMORY_MIB: u32 = 64;
+/// Memory of a run at most, in MiB: what one slot of the pool holds.
+pub const RUN_MEMORY_MIB_MAX: u32 = 256;
+/// Processor time of a run, unless the policy says, in milliseconds.
+pub const RUN_CPU_MS: u32 = 2_000;
+/// Processor time of a run at most, in milliseconds.
+pub const RUN_CPU_MS_MAX: u32 = 60_000;
+/// Wall-clock time of a run, host calls included, unless the policy says, in seconds.
+pub const RUN_SECONDS: u32 = 600;
+/// Wall-clock time of a run at most, in seconds.
+pub const RUN_SECONDS_MAX: u32 = 6 * 3600;
+/// Calls of a run, unless the policy says.
+pub const RUN_CALLS: u32 = 10_000;
+/// Calls of a run at most.
+pub const RUN_CALLS_MAX: u32 = 100_000;
+/// Bytes that a run gets back from its agent: output and files that it reads.
+pub const RUN_BYTES_IN_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes that a run sends in arguments, environments, input and files that it writes. Bundles are not counted: they do not pass the module.
+pub const RUN_BYTES_OUT_MAX: u64 = 64 * 1024 * 1024;
+/// Log lines of a run, standard output and error included.
+pub const RUN_LOG_LINES_MAX: u32 = 10_000;
+/// Bytes in one log line; longer ones are cut.
+pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
+
+// The sandbox.
+
+/// How far apart the engine's deadlines are looked at.
+pub const EPOCH_TICK: Duration = Duration::from_millis(10);
+/// Runs at once, unless the configuration says.
+pub const RUNS_AT_ONCE: u32 = 128;
+/// Runs at once at most.
+pub const RUNS_AT_ONCE_MAX: u32 = 1024;
+/// Linear memories in one module. A Python component has three.
+pub const MODULE_MEMORIES_MAX: u32 = 4;
+/// Tables in one module.
+pub const MODULE_TABLES_MAX: u32 = 32;
+/// Core instances in one module.
+pub const MODULE_CORE_INSTANCES_MAX: u32 = 32;
+/// Elements in one table.
+pub const TABLE_ELEMENTS_MAX: usize = 100_000;
+/// Bytes that one host call may take from a module at a time; wasmtime calls it hostcall fuel. Room for a file to write and its arguments.
+pub const HOSTCALL_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Handles that a module may hold at once.
+pub const HANDLES_MAX: usize = 4096;
+/// Stack of a module's own calls.
+pub const WASM_STACK_BYTES_MAX: usize = 512 * 1024;
+/// Random bytes that a module may ask for at a time.
+pub const RANDOM_BYTES_MAX: u64 = 64 * 1024;
+
+// Calls.
+
+/// Bytes of a file that a module reads or writes.
+pub const CALL_FILE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of standard output, and of standard error, that are kept of a command.
+pub const OUTPUT_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of standard input of a command.
+pub const STDIN_BYTES_MAX: usize = 1024 * 1024;
+/// Arguments of a command, and variables of its environment.
+pub const COMMAND_ARGS_MAX: usize = 1024;
+/// Bytes of a command's arguments and environment together.
+pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
+/// Bytes in a secret.
+pub const SECRET_BYTES_MAX: usize = 64 * 1024;
+
+// The session.
+
+/// Bytes in one message of a session. A manifest goes in pieces.
+pub const SESSION_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Sessions open at once, unless the configuration says.
+pub const SESSIONS_MAX: usize = 10_000;
+/// How often each side of a session says that it is there.
+pub const SESSION_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// After how long without a word a session is lost.
+pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The first pause before an agent tries again to reach the server.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
+/// The longest pause before an agent tries again to reach the server.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(60);
+
+// Provisioning and launching.
+
+/// The first pause before a failed agent is provisioned again.
+pub const RETRY_FIRST: Duration = Duration::from_secs(5);
+/// The longest pause before a failed agent is provisioned again.
+pub const RETRY_MAX: Duration = Duration::from_secs(600);
+/// The first pause before an agent starts again what it launched and what ended.
+pub const RELAUNCH_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause before an agent starts again what it launched and what ended.
+pub const RELAUNCH_MAX: Duration = Duration::from_secs(60);
+/// For how long what was launched must run for its pauses to begin again with the first.
+pub const RELAUNCH_STEADY: Duration = Duration::from_secs(60);
+/// How long what was launched has to end by itself before it is killed.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+// What is kept.
+
+/// Runs kept of each agent.
+pub const RUNS_KEPT_PER_AGENT: u32 = 50;
+/// How long the log and the journal of a run are kept.
+pub const RUN_RECORDS_KEPT: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Changes of state kept of each agent.
+pub const EVENTS_KEPT_PER_AGENT: u32 = 200;
+/// How long an agent that is gone is kept.
+pub const GONE_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often what is over these limits is cleared away.
+pub const CLEAR_INTERVAL: Duration = Duration::from_secs(600);
+
+const _: () = {
+    assert!(SESSION_MESSAGE_BYTES_MAX > 2 * PIECE_BYTES, "a piece of content fits into a message");
+    assert!(SESSION_MESSAGE_BYTES_MAX > CALL_FILE_BYTES_MAX + STDIN_BYTES_MAX, "a file to write fits into a message");
+    assert!(HOSTCALL_BYTES_MAX > CALL_FILE_BYTES_MAX + COMMAND_BYTES_MAX, "a call that is within its own limits is not stopped by the engine's");
+    assert!(RUN_MEMORY_MIB <= RUN_MEMORY_MIB_MAX && RUN_CPU_MS <= RUN_CPU_MS_MAX && RUN_SECONDS <= RUN_SECONDS_MAX && RUN_CALLS <= RUN_CALLS_MAX);
+    assert!(SESSION_SILENCE_MAX.as_millis() > 2 * SESSION_PING_INTERVAL.as_millis(), "one lost ping does not lose a session");
+};
