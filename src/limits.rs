@@ -49,6 +49,9 @@ pub const LOST_KEPT: Duration = Duration::from_secs(30 * 60);
 /// How often heartbeats are written to the store.
 pub const HEARTBEAT_FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often leases and pauses are looked at, at the latest; more often when agents poll more often.
+pub const RECONCILE_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
 // Uploads.
 
 /// Bytes in a module.
@@ -57,6 +60,8 @@ pub const MODULE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const COMPILES_AT_ONCE: usize = 1;
 /// Modules that wait for their compilation; more are told to come again.
 pub const COMPILES_WAITING_MAX: usize = 16;
+/// Components in a path of a bundle. Each is one open directory while the tree is walked.
+pub const TREE_DEPTH_MAX: usize = 128;
 /// Entries in a bundle.
 pub const BUNDLE_ENTRIES_MAX: usize = 1_000_000;
 /// Bytes in a bundle's manifest.
@@ -67,6 +72,10 @@ pub const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 pub const DIGESTS_ASKED_MAX: usize = 50_000;
 /// Bytes of file content in one piece of a stream.
 pub const PIECE_BYTES: usize = 256 * 1024;
+/// The largest window of a compressed stream that is accepted, as the logarithm of its bytes: 8 MiB.
+pub const PACK_WINDOW_LOG_MAX: u32 = 23;
+/// Files of one push that are made durable one by one; for more of them, the file system is asked once.
+pub const SYNC_FILES_MAX: usize = 64;
 
 // Policies.
 
@@ -98,6 +107,12 @@ pub const RUN_BYTES_IN_MAX: u64 = 64 * 1024 * 1024;
 pub const RUN_BYTES_OUT_MAX: u64 = 64 * 1024 * 1024;
 /// Log lines of a run, standard output and error included.
 pub const RUN_LOG_LINES_MAX: u32 = 10_000;
+/// Lines of one command's output that are copied to the run's log. The module gets all of it, up to its own limit.
+pub const OUTPUT_LOG_LINES_MAX: u32 = 500;
+/// Log lines and journal entries of a run that wait to be stored; the run waits beyond.
+pub const RECORDS_WAITING_MAX: usize = 4096;
+/// Bytes in a refusal's text, or in what is kept of a trap.
+pub const REASON_BYTES_MAX: usize = 4 * 1024;
 /// Bytes in one log line; longer ones are cut.
 pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
 
@@ -120,7 +135,7 @@ pub const TABLE_ELEMENTS_MAX: usize = 100_000;
 /// Bytes that one host call may take from a module at a time; wasmtime calls it hostcall fuel. Room for a file to write and its arguments.
 pub const HOSTCALL_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Handles that a module may hold at once.
-pub const HANDLES_MAX: usize = 4096;
+pub const HANDLES_MAX: usize = 256;
 /// Stack of a module's own calls.
 pub const WASM_STACK_BYTES_MAX: usize = 512 * 1024;
 /// Random bytes that a module may ask for at a time.
@@ -138,6 +153,12 @@ pub const STDIN_BYTES_MAX: usize = 1024 * 1024;
 pub const COMMAND_ARGS_MAX: usize = 1024;
 /// Bytes of a command's arguments and environment together.
 pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
+/// How long a command's output is waited for after the command itself has ended.
+pub const EXEC_LINGER_MAX: Duration = Duration::from_secs(1);
+/// Bytes of a command's output that are passed on at a time.
+pub const EXEC_PIECE_BYTES: usize = 64 * 1024;
+/// How deep the directories are that a call removes.
+pub const REMOVE_DEPTH_MAX: usize = 128;
 /// Bytes in a secret.
 pub const SECRET_BYTES_MAX: usize = 64 * 1024;
 
@@ -151,6 +172,10 @@ pub const SESSIONS_MAX: usize = 10_000;
 pub const SESSION_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// After how long without a word a session is lost.
 pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Calls that an agent does at once in a session.
+pub const CALLS_AT_ONCE_MAX: usize = 16;
+/// Messages of a session that wait to be sent, and pieces of a pack that wait for the disk.
+pub const SESSION_PIECES_WAITING_MAX: usize = 8;
 /// The first pause before an agent tries again to reach the server.
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause before an agent tries again to reach the server.
@@ -170,6 +195,13 @@ pub const RELAUNCH_MAX: Duration = Duration::from_secs(60);
 pub const RELAUNCH_STEADY: Duration = Duration::from_secs(60);
 /// How long what was launched has to end by itself before it is killed.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Bytes of what was launched writes that are kept; as many again are kept of what came before.
+pub const LAUNCHED_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// For how long a run's log lines gather before they are stored and shown to whoever follows.
+pub const RECORDS_GATHER: Duration = Duration::from_millis(100);
+/// How long to wait before the end of a run is written again, when the store could not write it.
+pub const STORE_RETRY: Duration = Duration::from_secs(1);
 
 // What is kept.
 
@@ -184,10 +216,59 @@ pub const GONE_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often what is over these limits is cleared away.
 pub const CLEAR_INTERVAL: Duration = Duration::from_secs(600);
 
+// The store.
+
+/// Connections to the database, for reading and, on PostgreSQL, writing.
+pub const STORE_CONNECTIONS_MAX: u32 = 16;
+/// How long a call may wait for a connection to the database.
+pub const STORE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Rows written or deleted by one statement.
+pub const STORE_BATCH_ROWS: usize = 500;
+/// Heartbeats written by one statement: many, as PostgreSQL may read the whole table for each.
+pub const STORE_SEEN_BATCH_ROWS: usize = 5_000;
+/// Contents that are looked for at once.
+pub const CONTENTS_ASKED_AT_ONCE: usize = 64;
+/// Bytes of a large content that are written to the disk at a time.
+pub const BLOB_PART_BYTES: usize = 1024 * 1024;
+// The configuration and the tools.
+
+/// How long one step of the demo may take.
+pub const DEMO_STEP_MAX: Duration = Duration::from_secs(60);
+/// Bytes in a configuration file, a policy file or a token's file.
+pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+/// The longest time that the configuration may keep a lost agent.
+pub const LOST_KEPT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The most sessions that the configuration may allow.
+pub const SESSIONS_CEILING: usize = 1_000_000;
+/// The most runs of one agent that the configuration may keep.
+pub const RUNS_KEPT_PER_AGENT_MAX: u32 = 10_000;
+/// The longest time that the configuration may keep the log and the journal of a run, in days.
+pub const RUN_RECORDS_KEPT_DAYS_MAX: u32 = 3650;
+/// How long the tools wait for a connection to the server.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes in an answer that the tools read whole, a manifest excepted.
+pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How often the tools try a call that only looks.
+pub const GET_TRIES: u32 = 3;
+/// The pause before the tools try such a call again; doubled each time.
+pub const GET_RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How often the tools take up a stream again that brings nothing.
+pub const FOLLOW_TRIES: u32 = 10;
+/// Bytes in one event of a stream that the tools follow.
+pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
+
 const _: () = {
     assert!(SESSION_MESSAGE_BYTES_MAX > 2 * PIECE_BYTES, "a piece of content fits into a message");
     assert!(SESSION_MESSAGE_BYTES_MAX > CALL_FILE_BYTES_MAX + STDIN_BYTES_MAX, "a file to write fits into a message");
-    assert!(HOSTCALL_BYTES_MAX > CALL_FILE_BYTES_MAX + COMMAND_BYTES_MAX, "a call that is within its own limits is not stopped by the engine's");
-    assert!(RUN_MEMORY_MIB <= RUN_MEMORY_MIB_MAX && RUN_CPU_MS <= RUN_CPU_MS_MAX && RUN_SECONDS <= RUN_SECONDS_MAX && RUN_CALLS <= RUN_CALLS_MAX);
+    assert!(
+        HOSTCALL_BYTES_MAX > CALL_FILE_BYTES_MAX + COMMAND_BYTES_MAX,
+        "a call that is within its own limits is not stopped by the engine's"
+    );
+    assert!(
+        RUN_MEMORY_MIB <= RUN_MEMORY_MIB_MAX
+            && RUN_CPU_MS <= RUN_CPU_MS_MAX
+            && RUN_SECONDS <= RUN_SECONDS_MAX
+            && RUN_CALLS <= RUN_CALLS_MAX
+    );
     assert!(SESSION_SILENCE_MAX.as_millis() > 2 * SESSION_PING_INTERVAL.as_millis(), "one lost ping does not lose a session");
 };

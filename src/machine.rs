@@ -105,3 +105,18 @@ pub enum CallError {
     #[error("{0}")]
     Other(String),
 }
+
+/// An error with what caused it, on one line, for an answer or a log.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors quote their cause.
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

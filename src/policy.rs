@@ -270,7 +270,10 @@ impl LabelPolicy {
         }
         for (name, value) in &self.settings {
             if name.is_empty() || name.len() > POLICY_TEXT_BYTES_MAX || value.len() > POLICY_TEXT_BYTES_MAX {
-                return wrong("settings", format!("a name and a value have at most {POLICY_TEXT_BYTES_MAX} bytes, and a name at least one"));
+                return wrong(
+                    "settings",
+                    format!("a name and a value have at most {POLICY_TEXT_BYTES_MAX} bytes, and a name at least one"),
+                );
             }
         }
         for (at, bundle) in self.bundles.iter().enumerate() {
@@ -335,7 +338,7 @@ pub fn parse_file(text: &str) -> Result<BTreeMap<LabelName, LabelPolicy>, String
     Ok(file.label)
 }
 
-/// One difference between two policies, for people: `module: a@… → a@…`.
+/// What differs between two policies, a line each, for people: `~ module: a@… → a@…`. Digests are cut to what tells them apart.
 pub fn differences(before: Option<&LabelPolicy>, after: &LabelPolicy) -> Vec<String> {
     let before = before.map(flat).unwrap_or_default();
     let after = flat(after);
@@ -351,6 +354,12 @@ pub fn differences(before: Option<&LabelPolicy>, after: &LabelPolicy) -> Vec<Str
     lines
 }
 
+/// A text in which a digest is cut to its first 12 digits.
+fn short(text: &str) -> String {
+    let digits = text.rsplit_once("sha256:").filter(|(_, digits)| digits.parse::<Digest>().is_ok());
+    digits.map_or_else(|| text.to_owned(), |(before, digits)| format!("{before}{}", digits.get(..12).unwrap_or(digits)))
+}
+
 /// Every leaf of a policy with its path. What is a list of grants has one line an item, so that a grant that is added stands out.
 fn flat(policy: &LabelPolicy) -> BTreeMap<String, String> {
     fn walk(path: String, value: &serde_json::Value, into: &mut BTreeMap<String, String>) {
@@ -364,11 +373,11 @@ fn flat(policy: &LabelPolicy) -> BTreeMap<String, String> {
                 for item in items {
                     let text = item.as_str().unwrap_or_default();
                     let (name, rest) = text.split_once('@').unwrap_or((text, "yes"));
-                    into.insert(format!("{path} {name}"), rest.into());
+                    into.insert(format!("{path} {name}"), short(rest));
                 }
             }
             serde_json::Value::String(text) => {
-                into.insert(path, text.clone());
+                into.insert(path, short(text));
             }
             other => {
                 into.insert(path, other.to_string());
@@ -419,7 +428,8 @@ mod tests {
     #[test]
     fn a_difference_names_each_grant_and_bundle() {
         let one = parse_file("[label.a]\nteam=\"t\"\nmodule=\"m\"\nbundles=[\"x\"]\n").unwrap().into_values().next().unwrap();
-        let two = parse_file("[label.a]\nteam=\"t\"\nmodule=\"m\"\n[label.a.grants]\nrun=[\"/bin/sh\"]\n").unwrap().into_values().next().unwrap();
+        let two =
+            parse_file("[label.a]\nteam=\"t\"\nmodule=\"m\"\n[label.a.grants]\nrun=[\"/bin/sh\"]\n").unwrap().into_values().next().unwrap();
         let lines = differences(Some(&one), &two);
         assert_eq!(lines, ["+ grants.run /bin/sh: yes", "- bundles x: yes"]);
         assert!(differences(Some(&one), &one).is_empty());

@@ -1,1 +1,10 @@
-fn main(){}
+//! `muster-agent`: the program on an agent's machine.
+
+use std::process::ExitCode;
+
+use muster::machine::exec::Environment;
+
+#[expect(clippy::disallowed_methods, reason = "the library reads no environment; it is given what it needs from here")]
+fn main() -> ExitCode {
+    muster::agent::main_from(std::env::args_os(), Environment::read(|name| std::env::var_os(name)))
+}

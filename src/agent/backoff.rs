@@ -1,0 +1,30 @@
+//! Pauses that grow, and differ from agent to agent.
+
+use std::time::Duration;
+
+use crate::limits::{RECONNECT_FIRST, RECONNECT_MAX};
+
+/// How long to wait before the next try to reach the server.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    /// Begins with the shortest pause.
+    pub(super) fn new() -> Self {
+        Self { next: RECONNECT_FIRST }
+    }
+
+    /// The pause after one more failure: between half of what is due and all of it, so that agents do not return together.
+    pub(super) fn pause(&mut self) -> Duration {
+        let due = self.next;
+        self.next = due.saturating_mul(2).min(RECONNECT_MAX);
+        due.mul_f64(rand::random_range(0.5..=1.0))
+    }
+
+    /// Begins anew, after a success.
+    pub(super) fn reset(&mut self) {
+        self.next = RECONNECT_FIRST;
+    }
+}

@@ -1,0 +1,200 @@
+//! The session: the WebSocket over which the server asks for things to be done.
+//!
+//! One task reads, one writes; everything to be sent goes through the writer's bounded queue. When the session ends, for whatever reason,
+//! its calls are ended with it. What was launched stays.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_tungstenite::tungstenite::client::{ClientRequestBuilder, IntoClientRequest as _};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message as Wire};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_tls_with_config};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::calls::{Calls, Machine, Misspoken};
+use super::server::Server;
+use super::state::Secret;
+use crate::limits::{REQUEST_TIMEOUT, SESSION_MESSAGE_BYTES_MAX, SESSION_PIECES_WAITING_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
+use crate::link::frames::{Data, FrameError, FromAgent, Launched, Message, PROTOCOL, ToAgent, decode, encode};
+
+/// Why a session ended, or did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The server named no path on itself.
+    #[error("the server named no path for it")]
+    Path,
+    /// It was not opened in time.
+    #[error("it was not opened within {REQUEST_TIMEOUT:?}")]
+    Slow,
+    /// The connection failed.
+    #[error("the connection")]
+    Wire(#[from] Box<tungstenite::Error>),
+    /// Nothing was heard of the server.
+    #[error("the server has been silent for {SESSION_SILENCE_MAX:?}")]
+    Silence,
+    /// The server closed it.
+    #[error("the server closed it")]
+    Closed,
+    /// The server sent something that is no frame.
+    #[error("the server sent what is not understood")]
+    Frame(#[from] FrameError),
+    /// The server sent a frame at the wrong time.
+    #[error("the server broke the protocol")]
+    Misspoken(#[from] Misspoken),
+    /// The writing side ended.
+    #[error("nothing can be sent any more")]
+    Writer,
+}
+
+/// When the agent ends: first it says so, later it hangs up.
+#[derive(Debug, Clone, Default)]
+pub struct Ending {
+    /// No more work is taken.
+    pub draining: CancellationToken,
+    /// Everything has ended; the session is closed.
+    pub over: CancellationToken,
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Opens a session and serves it to its end. Returns without an error when the agent itself ends.
+///
+/// # Errors
+/// When it can not be opened, or is lost.
+pub async fn serve(
+    server: &Server,
+    path: &str,
+    credential: &Secret,
+    machine: Arc<Machine>,
+    instance: &str,
+    ending: &Ending,
+) -> Result<(), SessionError> {
+    let socket = tokio::select! {
+        socket = open(server, path, credential) => socket?,
+        () = ending.over.cancelled() => return Ok(()),
+    };
+    tracing::info!("the session with {} is open", server.base());
+    let (sink, stream) = socket.split();
+    let (outbox, outgoing) = mpsc::channel(SESSION_PIECES_WAITING_MAX);
+    let mut launched = machine.supervisor.state();
+    let hello = FromAgent::Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: instance.to_owned(),
+        launched: launched.borrow_and_update().clone(),
+    };
+    let hello = encode(&hello)?;
+    let mut writer = AbortOnDropHandle::new(tokio::spawn(write(sink, hello, outgoing, launched, ending.clone())));
+    let ended = tokio::select! {
+        biased;
+        ended = read(stream, Calls::new(machine.clone(), outbox), &machine) => ended,
+        ended = &mut writer => return ended.unwrap_or(Err(SessionError::Writer)),
+        () = ending.over.cancelled() => Ok(()),
+    };
+    match ended {
+        // What is queued, and the farewell, are still to be sent.
+        Ok(()) => writer.await.unwrap_or(Err(SessionError::Writer)),
+        Err(error) => Err(error),
+    }
+}
+
+async fn open(server: &Server, path: &str, credential: &Secret) -> Result<Socket, SessionError> {
+    let url = server.session_url(path).ok_or(SessionError::Path)?;
+    let uri = url.parse().map_err(|_| SessionError::Path)?;
+    let mut request = ClientRequestBuilder::new(uri).into_client_request().map_err(Box::new)?;
+    let mut bearer = HeaderValue::from_str(&format!("Bearer {}", credential.reveal())).map_err(|_| SessionError::Path)?;
+    bearer.set_sensitive(true);
+    request.headers_mut().insert("authorization", bearer);
+    let limits =
+        WebSocketConfig::default().max_message_size(Some(SESSION_MESSAGE_BYTES_MAX)).max_frame_size(Some(SESSION_MESSAGE_BYTES_MAX));
+    // Boxed, as the future of a TLS handshake is large.
+    let connecting = Box::pin(connect_async_tls_with_config(request, Some(limits), true, server.connector()));
+    match tokio::time::timeout(REQUEST_TIMEOUT, connecting).await {
+        Ok(connected) => Ok(connected.map_err(Box::new)?.0),
+        Err(_) => Err(SessionError::Slow),
+    }
+}
+
+async fn read(mut stream: SplitStream<Socket>, mut calls: Calls, machine: &Machine) -> Result<(), SessionError> {
+    let mut silent_at = Instant::now() + SESSION_SILENCE_MAX;
+    loop {
+        let message = tokio::select! {
+            () = calls.ended() => continue,
+            message = tokio::time::timeout_at(silent_at, stream.next()) => message,
+        };
+        match message {
+            Err(_) => return Err(SessionError::Silence),
+            Ok(None) | Ok(Some(Ok(Wire::Close(_)))) => return Err(SessionError::Closed),
+            Ok(Some(Err(error))) => return Err(SessionError::Wire(Box::new(error))),
+            Ok(Some(Ok(Wire::Text(text)))) => hear(decode(text.as_str())?, &mut calls, machine).await?,
+            Ok(Some(Ok(Wire::Binary(bytes)))) => calls.data(Data::decode(bytes)?).await?,
+            Ok(Some(Ok(Wire::Ping(_) | Wire::Pong(_) | Wire::Frame(_)))) => {}
+        }
+        // Counted from here: while a call takes its input, it is this side that does not listen.
+        silent_at = Instant::now() + SESSION_SILENCE_MAX;
+    }
+}
+
+async fn hear(frame: ToAgent, calls: &mut Calls, machine: &Machine) -> Result<(), SessionError> {
+    match frame {
+        ToAgent::Call { id, call } => calls.begin(id, call)?,
+        ToAgent::Cancel { id } => calls.cancel(id),
+        ToAgent::Hold {} => machine.supervisor.hold().await,
+        ToAgent::Resume {} => machine.supervisor.resume().await,
+        ToAgent::Drain { reason } => {
+            tracing::info!("the server drains this agent: {}", reason.escape_default());
+            machine.supervisor.drain().await;
+        }
+    }
+    Ok(())
+}
+
+async fn write(
+    mut sink: SplitSink<Socket, Wire>,
+    hello: Message,
+    mut outgoing: mpsc::Receiver<Message>,
+    mut launched: watch::Receiver<Launched>,
+    ending: Ending,
+) -> Result<(), SessionError> {
+    let mut pings = tokio::time::interval(SESSION_PING_INTERVAL);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    sink.send(wire(hello)).await.map_err(Box::new)?;
+    let mut said = false;
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = ending.draining.cancelled(), if !said => {
+                said = true;
+                wire(encode(&FromAgent::Draining { reason: "the agent program was told to end".to_owned() })?)
+            }
+            Ok(()) = launched.changed() => {
+                let launched = launched.borrow_and_update().clone();
+                wire(encode(&FromAgent::Launched { launched })?)
+            }
+            _ = pings.tick() => Wire::Ping(Bytes::new()),
+            message = outgoing.recv() => match message {
+                Some(message) => wire(message),
+                None => break,
+            },
+            () = ending.over.cancelled() => break,
+        };
+        sink.send(message).await.map_err(Box::new)?;
+    }
+    sink.close().await.map_err(Box::new)?;
+    Ok(())
+}
+
+fn wire(message: Message) -> Wire {
+    match message {
+        Message::Text(text) => Wire::text(text),
+        Message::Binary(bytes) => Wire::Binary(bytes),
+    }
+}

@@ -1,0 +1,256 @@
+//! The push of a directory: scan it, ask what the server lacks, send that in one pack, and name the whole.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use indicatif::ProgressBar;
+use reqwest::Method;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::api::{Bundle, ContentsAsked, ContentsMissing, ContentsStored};
+use crate::bits::manifest::Manifest;
+use crate::bits::pack::{PackError, Packer};
+use crate::bits::path::TreePath;
+use crate::bits::scan::scan;
+use crate::cli::bundle::Pushed;
+use crate::cli::client::{Client, byte_bar};
+use crate::cli::{CliError, doing};
+use crate::limits::{DIGESTS_ASKED_MAX, PIECE_BYTES};
+use crate::names::{BundleName, Digest, TeamName};
+
+/// Pieces of a pack that wait for the network.
+const PIECES_WAITING: usize = 4;
+/// How often the server may say that contents lack: once because they were cleared away meanwhile.
+const ROUNDS: u32 = 2;
+
+/// Why a pack can not be made of a directory.
+#[derive(Debug, thiserror::Error)]
+enum PackingError {
+    #[error("`{0}` changed while it was pushed; push again when nothing writes there")]
+    Changed(TreePath),
+    #[error("can not read `{path}`")]
+    Read { path: TreePath, source: io::Error },
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    #[error("the server asks for content {0}, which is not in the directory")]
+    Unknown(Digest),
+    #[error("packing was cut off")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// A directory and what is in it.
+struct Tree {
+    directory: Dir,
+    manifest: Manifest,
+    places: BTreeMap<Digest, TreePath>,
+}
+
+/// Pushes a directory.
+pub(crate) async fn push(directory: &Path, name: &BundleName, team: Option<&TeamName>, client: &Client) -> Result<Pushed, CliError> {
+    let what = format!("push {}", directory.display());
+    let tree = Arc::new(read(directory).await?);
+    let (mut contents_sent, mut bytes_sent, mut packed_bytes) = (0, 0, 0);
+    for round in 1.. {
+        let missing = ask(&tree, client).await.map_err(doing(what.clone()))?;
+        if !missing.is_empty() {
+            let sent = send(&tree, &missing, client, &what).await?;
+            contents_sent += u64::try_from(missing.len()).unwrap_or_default();
+            bytes_sent += missing.iter().map(|(_, size)| size).sum::<u64>();
+            packed_bytes += sent;
+        }
+        match name_it(&tree, name, team, client).await {
+            Ok(bundle) => return Ok(Pushed { bundle, contents_sent, bytes_sent, packed_bytes }),
+            Err(error) if error.code() == Some("contents-missing") && round < ROUNDS => {}
+            Err(error) => return Err(doing(what)(error)),
+        }
+    }
+    Err(CliError::failed(what, "the server goes on losing contents"))
+}
+
+async fn read(path: &Path) -> Result<Tree, CliError> {
+    let what = format!("read {}", path.display());
+    let directory = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| CliError::failed(what.clone(), error))?;
+    let spinner = ProgressBar::new_spinner();
+    let shown = spinner.clone();
+    let scanned = tokio::task::spawn_blocking(move || {
+        let scanned = scan(&directory, &mut |path| {
+            shown.inc(1);
+            shown.set_message(path.to_string());
+        });
+        scanned.map(|(manifest, places)| Tree { directory, manifest, places })
+    });
+    let tree = scanned.await.map_err(|error| CliError::failed(what.clone(), error))?;
+    spinner.finish_and_clear();
+    tree.map_err(|error| CliError::failed(what, error))
+}
+
+/// The contents that the server lacks, with their sizes.
+async fn ask(tree: &Tree, client: &Client) -> Result<Vec<(Digest, u64)>, crate::cli::client::ClientError> {
+    let mut missing = Vec::new();
+    for batch in tree.manifest.contents().chunks(DIGESTS_ASKED_MAX) {
+        let digests = batch.iter().map(|(digest, _)| digest.to_string()).collect();
+        let answer: ContentsMissing = client.send(Method::POST, &["contents", "missing"], &[], &ContentsAsked { digests }).await?;
+        let lacking: std::collections::HashSet<&str> =
+            answer.missing.iter().map(|digest| digest.strip_prefix("sha256:").unwrap_or(digest)).collect();
+        missing.extend(batch.iter().filter(|(digest, _)| lacking.contains(digest.to_string().as_str())));
+    }
+    Ok(missing)
+}
+
+/// Sends contents as one pack; how many bytes that were.
+async fn send(tree: &Arc<Tree>, missing: &[(Digest, u64)], client: &Client, what: &str) -> Result<u64, CliError> {
+    let bar = byte_bar("sending", missing.iter().map(|(_, size)| size).sum());
+    let (pieces, body) = mpsc::channel(PIECES_WAITING);
+    let (packed, shown, missing) = (tree.clone(), bar.clone(), missing.to_vec());
+    let packing = tokio::task::spawn_blocking(move || {
+        let made = pack(&packed, &missing, &shown, &pieces);
+        if made.is_err() {
+            // The body breaks off, so that the server does not take what came for the whole.
+            pieces.blocking_send(Err(io::Error::other("the pack was broken off"))).ok();
+        }
+        made
+    });
+    let stored: Result<ContentsStored, _> = client.upload(Method::POST, &["contents"], &[], None, ReceiverStream::new(body)).await;
+    bar.finish_and_clear();
+    // What went wrong on this side is the cause of what the other side says.
+    let sent = packing.await.map_err(PackingError::from).flatten().map_err(|error| CliError::failed(what, error))?;
+    stored.map_err(doing(what))?;
+    Ok(sent)
+}
+
+/// Makes a pack of contents. Ends early, and without an error, when nobody takes it any more.
+fn pack(tree: &Tree, missing: &[(Digest, u64)], bar: &ProgressBar, pieces: &mpsc::Sender<io::Result<Bytes>>) -> Result<u64, PackingError> {
+    let mut packer = Packer::new()?;
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut sent = 0;
+    let mut give = |bytes: Vec<u8>| {
+        sent += u64::try_from(bytes.len()).unwrap_or_default();
+        bytes.is_empty() || pieces.blocking_send(Ok(bytes.into())).is_ok()
+    };
+    for (digest, size) in missing {
+        let path = tree.places.get(digest).ok_or(PackingError::Unknown(*digest))?;
+        let failed = |source| PackingError::Read { path: path.clone(), source };
+        let mut file = match tree.directory.open(path.as_path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PackingError::Changed(path.clone())),
+            opened => opened.map_err(failed)?,
+        };
+        packer.begin(digest, *size)?;
+        let (mut left, mut hasher) = (*size, Sha256::new());
+        loop {
+            let count = file.read(&mut buffer).map_err(failed)?;
+            let piece = buffer.get(..count).unwrap_or_default();
+            if piece.is_empty() {
+                break;
+            }
+            let grown = || PackingError::Changed(path.clone());
+            left = left.checked_sub(u64::try_from(count).unwrap_or(u64::MAX)).ok_or_else(grown)?;
+            hasher.update(piece);
+            packer.data(piece)?;
+            bar.inc(u64::try_from(count).unwrap_or_default());
+            if !give(packer.take()) {
+                return Ok(0);
+            }
+        }
+        if left > 0 || Digest::finish(hasher) != *digest {
+            return Err(PackingError::Changed(path.clone()));
+        }
+    }
+    give(packer.finish()?);
+    Ok(sent)
+}
+
+async fn name_it(
+    tree: &Tree,
+    name: &BundleName,
+    team: Option<&TeamName>,
+    client: &Client,
+) -> Result<Bundle, crate::cli::client::ClientError> {
+    let text = Bytes::from(tree.manifest.to_bytes());
+    let length = u64::try_from(text.len()).ok();
+    let query = [("team", team.map(ToString::to_string))];
+    let body = futures_util::stream::iter([Ok::<_, io::Error>(text)]);
+    client.upload(Method::PUT, &["bundles", name.as_str()], &query, length, body).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::pack::{Sink, Unpacker};
+
+    fn tree(directory: &Path) -> Tree {
+        let directory = Dir::open_ambient_dir(directory, ambient_authority()).unwrap();
+        let (manifest, places) = scan(&directory, &mut |_| {}).unwrap();
+        Tree { directory, manifest, places }
+    }
+
+    #[derive(Default)]
+    struct Taken(Vec<(Digest, Vec<u8>)>);
+
+    impl Sink for Taken {
+        type Error = std::convert::Infallible;
+
+        fn begin(&mut self, digest: &Digest, _: u64) -> Result<(), Self::Error> {
+            self.0.push((*digest, Vec::new()));
+            Ok(())
+        }
+
+        fn data(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
+            self.0.last_mut().unwrap().1.extend(bytes);
+            Ok(())
+        }
+
+        fn end(&mut self) -> Result<(), Self::Error> {
+            Ok(())
+        }
+    }
+
+    fn packed(tree: &Tree) -> (Result<u64, PackingError>, Vec<u8>) {
+        let (pieces, mut body) = mpsc::channel(1000);
+        let made = pack(tree, tree.manifest.contents(), &ProgressBar::hidden(), &pieces);
+        drop(pieces);
+        let bytes = std::iter::from_fn(|| body.blocking_recv()).flat_map(|piece| piece.unwrap().to_vec()).collect();
+        (made, bytes)
+    }
+
+    #[test]
+    fn a_pack_holds_each_content_once() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in [("a", "one"), ("b", "two"), ("c", "one"), ("d", "")] {
+            std::fs::write(directory.path().join(name), content).unwrap();
+        }
+        let tree = tree(directory.path());
+        let (made, bytes) = packed(&tree);
+        assert_eq!(made.unwrap(), bytes.len() as u64);
+        let mut unpacker = Unpacker::new(Taken::default()).unwrap();
+        unpacker.feed(&bytes).unwrap();
+        let taken = unpacker.finish().unwrap();
+        let contents: Vec<&[u8]> = taken.0.iter().map(|(_, bytes)| bytes.as_slice()).collect();
+        assert_eq!(contents, [&b"one"[..], b"two", b""]);
+    }
+
+    #[test]
+    fn a_file_that_changes_under_the_push_is_named() {
+        for later in ["oNe", "o", "longer", ""] {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("a");
+            std::fs::write(&file, "one").unwrap();
+            let tree = tree(directory.path());
+            std::fs::write(&file, later).unwrap();
+            let error = packed(&tree).0.unwrap_err();
+            assert!(matches!(&error, PackingError::Changed(path) if path.to_string() == "a"), "{later}: {error}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a");
+        std::fs::write(&file, "one").unwrap();
+        let tree = tree(directory.path());
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(packed(&tree).0, Err(PackingError::Changed(_))));
+    }
+}

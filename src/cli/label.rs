@@ -1,0 +1,264 @@
+//! `muster label`: what the server does for a label. Whatever takes effect is shown first.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Style};
+use reqwest::Method;
+use serde::Serialize;
+
+use crate::api::{Applied, Label, Release, Rollback, Swap};
+use crate::cli::client::Client;
+use crate::cli::output::{Output, counts};
+use crate::cli::{CliError, HEADING, doing, read_text};
+use crate::names::LabelName;
+use crate::policy::{LabelPolicy, ModuleRef, differences, parse_file};
+
+/// What `muster label` does.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Applies the policies of a file; shows what changes and asks before it takes effect
+    Apply {
+        /// The policy file
+        #[arg(long, short, value_name = "FILE")]
+        file: PathBuf,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lists the labels
+    Ls {
+        /// At most so many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
+    },
+    /// Shows a label's policy in force
+    Show {
+        /// The label
+        label: LabelName,
+    },
+    /// Lists a label's releases, newest first
+    History {
+        /// The label
+        label: LabelName,
+        /// At most so many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
+    },
+    /// Puts another module in force; shows what changes and asks before
+    Swap {
+        /// The label
+        label: LabelName,
+        /// The module; its newest version without a digest
+        #[arg(long, value_name = "NAME[@DIGEST]")]
+        module: ModuleRef,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Puts an earlier release in force again; shows what changes and asks before
+    Rollback {
+        /// The label
+        label: LabelName,
+        /// Which; the one before the release in force unless said
+        #[arg(long, value_name = "RELEASE", value_parser = clap::value_parser!(i64).range(1..))]
+        to: Option<i64>,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Does it.
+pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) -> Result<(), CliError> {
+    match command {
+        Command::Apply { file, yes } => {
+            let policies =
+                parse_file(&read_text(&file)?).map_err(|problem| CliError::failed(format!("read {}", file.display()), problem))?;
+            let changes: Vec<Change<LabelPolicy>> = policies.into_iter().map(Change::apply).collect();
+            Box::pin(change(changes, yes, client, output)).await
+        }
+        Command::Swap { label, module, yes } => {
+            let body = Swap { module: module.to_string() };
+            Box::pin(change(vec![Change { label, method: Method::POST, verb: Some("swap"), body }], yes, client, output)).await
+        }
+        Command::Rollback { label, to, yes } => {
+            let body = Rollback { to };
+            Box::pin(change(vec![Change { label, method: Method::POST, verb: Some("rollback"), body }], yes, client, output)).await
+        }
+        Command::Ls { limit } => {
+            let labels: Vec<Label> = client.list(&["labels"], &[], limit).await.map_err(doing("list the labels"))?;
+            output.listing(&labels, ["LABEL", "TEAM", "RELEASE", "SINCE", "MODULE", "AGENTS"], |output, label| {
+                [
+                    label.label.clone(),
+                    label.team.clone(),
+                    label.release.release.to_string(),
+                    output.age(label.release.made_us),
+                    module_of(&label.release, output),
+                    counts(&label.agents),
+                ]
+            })
+        }
+        Command::Show { label } => {
+            let what = format!("show the label {label}");
+            let label: Label = client.get(&["labels", label.as_str()], &[]).await.map_err(doing(what))?;
+            if output.json() { output.value(&label) } else { show(&label, output) }
+        }
+        Command::History { label, limit } => {
+            let what = format!("list the releases of {label}");
+            let releases: Vec<Release> = client.list(&["labels", label.as_str(), "releases"], &[], limit).await.map_err(doing(what))?;
+            output.listing(&releases, ["RELEASE", "MADE", "BY", "HOW", "MODULE"], |output, release| {
+                [
+                    release.release.to_string(),
+                    output.age(release.made_us),
+                    release.made_by.clone(),
+                    release.how.clone(),
+                    module_of(release, output),
+                ]
+            })
+        }
+    }
+}
+
+/// One change of one label's policy, to be shown and then to be made.
+struct Change<B> {
+    label: LabelName,
+    method: Method,
+    verb: Option<&'static str>,
+    body: B,
+}
+
+impl Change<LabelPolicy> {
+    fn apply((label, body): (LabelName, LabelPolicy)) -> Self {
+        Self { label, method: Method::PUT, verb: None, body }
+    }
+}
+
+impl<B: Serialize> Change<B> {
+    async fn send(&self, preview: bool, client: &Client) -> Result<Applied, CliError> {
+        let path: Vec<&str> = ["labels", self.label.as_str()].into_iter().chain(self.verb).collect();
+        let query = [("preview", Some(preview.to_string()))];
+        let what = format!("{} the label {}", self.verb.unwrap_or("apply"), self.label);
+        client.send(self.method.clone(), &path, &query, &self.body).await.map_err(doing(what))
+    }
+}
+
+/// Shows what the changes come to, asks, and makes those that change anything.
+async fn change<B: Serialize>(changes: Vec<Change<B>>, yes: bool, client: &Client, output: &mut Output) -> Result<(), CliError> {
+    let mut wanted = Vec::new();
+    let mut unchanged = Vec::new();
+    for change in changes {
+        let preview = change.send(true, client).await?;
+        show_changes(&preview, output)?;
+        match preview.changes.is_empty() {
+            true => unchanged.push(preview),
+            false => wanted.push((change, preview)),
+        }
+    }
+    if !wanted.is_empty() && !yes && !output.ask("Apply?")? {
+        return Err(CliError::failed("go on", "the answer was no; nothing was changed"));
+    }
+    let mut applied = unchanged;
+    for (change, preview) in wanted {
+        let made = change.send(false, client).await?;
+        // Between the two somebody else may have changed the label, or uploaded a newer version.
+        if made.changes != preview.changes {
+            output.note(Style::new(), "what took effect is not what was shown:")?;
+            show_changes(&made, output)?;
+        }
+        if !output.json() {
+            output.line(&in_force(&made))?;
+        }
+        applied.push(made);
+    }
+    if output.json() { output.value(&applied) } else { Ok(()) }
+}
+
+fn show_changes(applied: &Applied, output: &mut Output) -> Result<(), CliError> {
+    let agents = if applied.agents == 1 { "1 agent".into() } else { format!("{} agents", applied.agents) };
+    if applied.changes.is_empty() {
+        return output.note(Style::new(), &format!("{}: nothing changes", applied.label));
+    }
+    output.note(HEADING, &format!("{}: {agents}", applied.label))?;
+    for line in &applied.changes {
+        let style = match line.chars().next() {
+            Some('+') => AnsiColor::Green.on_default(),
+            Some('-') => AnsiColor::Red.on_default(),
+            _ => AnsiColor::Yellow.on_default(),
+        };
+        output.note(style, &format!("  {line}"))?;
+    }
+    Ok(())
+}
+
+fn in_force(applied: &Applied) -> String {
+    let release = applied.release.map_or_else(|| "no release".into(), |release| format!("release {release}"));
+    let previous = applied.previous.map(|previous| format!(", before it {previous}")).unwrap_or_default();
+    format!("{}: {release} is in force{previous}", applied.label)
+}
+
+fn show(label: &Label, output: &mut Output) -> Result<(), CliError> {
+    output.fields(&[
+        ("label", label.label.clone()),
+        ("team", label.team.clone()),
+        ("release", label.release.release.to_string()),
+        ("made", output.moment(label.release.made_us)),
+        ("by", label.release.made_by.clone()),
+        ("how", label.release.how.clone()),
+        ("agents", counts(&label.agents)),
+    ])?;
+    output.line("")?;
+    match serde_json::from_value::<LabelPolicy>(label.release.policy.clone()) {
+        Ok(policy) => differences(None, &policy).iter().try_for_each(|line| output.line(line.strip_prefix("+ ").unwrap_or(line))),
+        // A newer server's policy may have what this program does not know.
+        Err(_) => output.value(&label.release.policy),
+    }
+}
+
+fn module_of(release: &Release, output: &Output) -> String {
+    let module = release.policy.get("module").and_then(serde_json::Value::as_str).unwrap_or_default();
+    match module.split_once('@') {
+        Some((name, digest)) => format!("{name}@{}", output.digest(digest)),
+        None => module.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::fixture::{NOW_US, output};
+
+    fn applied(changes: &[&str]) -> Applied {
+        let changes = changes.iter().map(ToString::to_string).collect();
+        Applied { label: "linux".into(), release: Some(5), previous: Some(4), changes, agents: 12 }
+    }
+
+    #[test]
+    fn what_changes_is_shown_with_the_number_of_agents() {
+        let (mut out, text) = output(false, true);
+        show_changes(&applied(&["~ module: a → b", "+ grants.run /bin/sh: yes"]), &mut out).unwrap();
+        assert_eq!(text.take(), "linux: 12 agents\n  ~ module: a → b\n  + grants.run /bin/sh: yes\n");
+        show_changes(&applied(&[]), &mut out).unwrap();
+        assert_eq!(text.take(), "linux: nothing changes\n");
+        assert_eq!(in_force(&applied(&[])), "linux: release 5 is in force, before it 4");
+    }
+
+    #[test]
+    fn what_changes_stays_out_of_json() {
+        let (mut out, text) = output(true, true);
+        show_changes(&applied(&["~ module: a → b"]), &mut out).unwrap();
+        assert_eq!(text.take(), "");
+    }
+
+    #[test]
+    fn a_label_is_shown_with_its_policy() {
+        let policy = serde_json::json!({ "team": "media", "module": format!("base@sha256:{}", "ab".repeat(32)), "bundles": ["tools"] });
+        let release = Release { label: "linux".into(), release: 4, made_us: NOW_US, made_by: "t1".into(), how: "applied".into(), policy };
+        let agents = [("ready".to_owned(), 3), ("failed".to_owned(), 0)].into();
+        let label = Label { label: "linux".into(), team: "media".into(), release, agents };
+        let (mut out, text) = output(false, true);
+        assert_eq!(module_of(&label.release, &out), "base@abababababab");
+        show(&label, &mut out).unwrap();
+        let text = text.take();
+        assert!(text.contains("agents   3 ready\n") && text.contains("\nbundles tools: yes\n"), "{text}");
+    }
+}

@@ -1,0 +1,57 @@
+//! `muster serve`: the server as a program, with its log and its signals.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::CliError;
+use crate::config::Config;
+use crate::server::{Failure, Server};
+use crate::telemetry::{LogFormat, start_log};
+
+/// What `muster serve` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The directory that holds everything
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The address to listen on
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Which log lines: `info`, `muster=debug`
+    #[arg(long, value_name = "FILTER", env = "MUSTER_LOG", default_value = "info")]
+    log: String,
+    /// Writes log lines as JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Runs the server until it is told to stop.
+pub(crate) async fn run(args: Args) -> Result<(), CliError> {
+    let failed = |what: &'static str| move |error: Failure| CliError::Failed { what: what.into(), source: error };
+    let format = if args.log_json { LogFormat::Json } else { LogFormat::Compact };
+    start_log(&args.log, format).map_err(|error| failed("begin the log")(error.into()))?;
+    let mut config = Config::load(args.config.as_deref()).map_err(|error| failed("read the configuration")(error.into()))?;
+    config.data = args.data.unwrap_or(config.data);
+    config.listen = args.listen.unwrap_or(config.listen);
+    let server = Server::start(&config).await.map_err(failed("start the server"))?;
+    if server.admin_token_is_new {
+        let path = server.admin_token.display();
+        eprintln!("This first start made an admin's token in {path}; use it with `--token-file {path}`.");
+    }
+    eprintln!("Listening on http://{}", server.address);
+    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => return Err(failed("listen for signals")(error.into())),
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    eprintln!("Stopping.");
+    server.stop().await.map_err(failed("stop the server"))
+}

@@ -1,0 +1,203 @@
+//! `muster module try`: a module runs against a directory of this machine, through the same gate, with no server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use serde::Serialize;
+
+use crate::api::LogLine;
+use crate::bits::contents::{Bundle, DirectoryContents};
+use crate::bits::scan::scan;
+use crate::cli::CliError;
+use crate::cli::output::Output;
+use crate::journal::{self, Asked, Entry, Taken};
+use crate::link::local::Local;
+use crate::machine::exec::Environment;
+use crate::machine::root::Root;
+use crate::names::BundleName;
+use crate::policy::{LabelPolicy, parse_file};
+use crate::sandbox::{Outcome, Registration, RunInputs, Sandbox, Verdict};
+
+/// The policy of a trial: everything that this machine's user may do is granted, and writing stays below the root all the same.
+const POLICY: &str = r#"
+[label.try]
+team = "try"
+module = "try"
+
+[label.try.grants]
+run = ["/**"]
+write = ["**"]
+read = ["/**"]
+"#;
+
+/// What `muster module try` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The module
+    file: PathBuf,
+    /// The directory that stands for the agent's root; the module writes below it and nowhere else
+    #[arg(long, value_name = "DIR")]
+    root: PathBuf,
+    /// A bundle, from a directory
+    #[arg(long, value_name = "NAME=DIR", value_parser = pair::<BundleName>)]
+    bundle: Vec<(BundleName, String)>,
+    /// A setting
+    #[arg(long, value_name = "K=V", value_parser = pair::<String>)]
+    set: Vec<(String, String)>,
+}
+
+fn pair<K: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<(K, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` has no `=`"))?;
+    Ok((key.parse().map_err(|error: K::Err| error.to_string())?, value.to_owned()))
+}
+
+/// What came of a trial, as JSON.
+#[derive(Debug, Serialize)]
+struct Tried {
+    verdict: &'static str,
+    reason: Option<String>,
+    milliseconds: u64,
+    calls: u32,
+    launch: Option<Vec<String>>,
+    /// The grants that a policy needs for the calls that were made.
+    grants: Used,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Used {
+    run: BTreeSet<String>,
+    write: BTreeSet<String>,
+    read: BTreeSet<String>,
+    secrets: BTreeSet<String>,
+    bundles: BTreeSet<String>,
+}
+
+/// Runs a module against a directory of this machine.
+pub(crate) async fn run(args: Args, output: &mut Output) -> Result<(), CliError> {
+    let bytes = std::fs::read(&args.file).map_err(|error| CliError::failed(format!("read {}", args.file.display()), error))?;
+    let sandbox = Sandbox::new(None, 1).map_err(|error| CliError::failed("start the sandbox", error))?;
+    let what = format!("use {}", args.file.display());
+    let module = sandbox.compile(bytes.into()).await.map_err(|error| CliError::failed(what, error))?;
+    let root = Root::open(&args.root, &[]).map_err(|error| CliError::failed(format!("open {}", args.root.display()), error))?;
+    let (recorder, records) = journal::channel();
+    let inputs = RunInputs {
+        registration: registration(root.path()),
+        policy: Arc::new(policy(&args)?),
+        bundles: bundles(&args)?,
+        secrets: None,
+        #[expect(clippy::disallowed_methods, reason = "this is the room that reads the environment")]
+        link: Arc::new(Local::new(root, Environment::read(|name| std::env::var_os(name)))),
+        recorder,
+    };
+    let began = std::time::Instant::now();
+    let mut used = Used::default();
+    let mut running = std::pin::pin!(sandbox.run(&module, inputs));
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut running => break outcome,
+            () = records.gathered() => tell(records.take(), &mut used, output)?,
+        }
+    };
+    tell(records.take(), &mut used, output)?;
+    let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    finish(outcome, milliseconds, used, output)
+}
+
+fn registration(root: &Path) -> Registration {
+    let system = rustix::system::uname();
+    Registration {
+        name: "try".into(),
+        label: "try".into(),
+        labels: vec!["try".into()],
+        executors: 1,
+        root: root.display().to_string(),
+        os: system.sysname().to_string_lossy().to_lowercase(),
+        arch: system.machine().to_string_lossy().into_owned(),
+        attempt: 1,
+        ..Registration::default()
+    }
+}
+
+fn policy(args: &Args) -> Result<LabelPolicy, CliError> {
+    let policy = parse_file(POLICY).ok().and_then(|policies| policies.into_values().next());
+    let policy = policy.ok_or_else(|| CliError::failed("try the module", "its policy can not be read"))?;
+    Ok(LabelPolicy { settings: args.set.iter().cloned().collect(), ..policy })
+}
+
+fn bundles(args: &Args) -> Result<BTreeMap<BundleName, Bundle>, CliError> {
+    let mut bundles = BTreeMap::new();
+    for (name, path) in &args.bundle {
+        let what = format!("read {path}");
+        let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| CliError::failed(what.clone(), error))?;
+        let (manifest, places) = scan(&dir, &mut |_| {}).map_err(|error| CliError::failed(what, error))?;
+        let contents = Arc::new(DirectoryContents::new(dir, places));
+        bundles.insert(name.clone(), Bundle { name: name.clone(), version: manifest.version(), manifest: Arc::new(manifest), contents });
+    }
+    Ok(bundles)
+}
+
+fn tell(taken: Taken, used: &mut Used, output: &mut Output) -> Result<(), CliError> {
+    for line in taken.lines {
+        let line = LogLine { seq: line.seq, at_us: line.at_us, level: line.level.as_str().into(), text: line.text };
+        if output.json() {
+            output.value_line(&line)?;
+        } else {
+            output.line(&format!("{} {:<6} {}", output.clock(line.at_us), line.level, line.text))?;
+        }
+    }
+    for (_, entry) in taken.entries {
+        if let Ok(Entry::Asked { asked, .. }) = serde_json::from_str(&entry) {
+            used.add(asked);
+        }
+    }
+    Ok(())
+}
+
+impl Used {
+    fn add(&mut self, asked: Asked) {
+        match asked {
+            Asked::Probe { command } | Asked::Run { command } | Asked::Launch { command } => self.run.insert(command.program),
+            Asked::ReadFile { path } | Asked::Exists { path } => self.read.insert(path),
+            Asked::WriteFile { path, .. } | Asked::Remove { path } => self.write.insert(path),
+            Asked::Push { destination, .. } | Asked::Mirror { destination, .. } => self.write.insert(format!("{destination}/**")),
+            Asked::OpenSecret { name } => self.secrets.insert(name),
+            Asked::OpenBundle { name } => self.bundles.insert(name),
+            Asked::Stop {} | Asked::ReadBundle { .. } => false,
+        };
+    }
+}
+
+fn finish(outcome: Outcome, milliseconds: u64, used: Used, output: &mut Output) -> Result<(), CliError> {
+    let launch = outcome.launch.map(|command| std::iter::once(command.program).chain(command.args).collect::<Vec<_>>());
+    let reason = outcome.verdict.reason();
+    let tried = Tried { verdict: outcome.verdict.word(), reason, milliseconds, calls: outcome.counts.calls, launch, grants: used };
+    if output.json() {
+        output.value_line(&tried)?;
+    } else {
+        output.line("")?;
+        let mut fields = vec![("verdict", tried.verdict.to_owned())];
+        fields.extend(tried.reason.clone().map(|reason| ("reason", reason)));
+        fields.push(("took", format!("{milliseconds} ms, {} calls", tried.calls)));
+        fields.extend(tried.launch.as_ref().map(|launch| ("would launch", launch.join(" "))));
+        for (kind, grants) in [
+            ("bundles", &tried.grants.bundles),
+            ("grants.run", &tried.grants.run),
+            ("grants.write", &tried.grants.write),
+            ("grants.read", &tried.grants.read),
+            ("grants.secrets", &tried.grants.secrets),
+        ] {
+            if !grants.is_empty() {
+                fields.push((kind, format!("{grants:?}").replace(['{', '}'], "")));
+            }
+        }
+        output.fields(&fields)?;
+    }
+    match outcome.verdict {
+        Verdict::Provisioned => Ok(()),
+        other => Err(CliError::failed("provision", other.reason().unwrap_or_else(|| other.word().to_owned()))),
+    }
+}

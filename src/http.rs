@@ -1,0 +1,224 @@
+//! HTTP, version 1: the routes, and what all of them share.
+//!
+//! A handler authenticates, parses, calls one room below and answers. Errors meet HTTP in [`problem`]; who may do what is in [`access`].
+
+pub mod access;
+mod agents;
+mod bundles;
+mod explain;
+mod labels;
+mod modules;
+mod ops;
+mod problem;
+mod receive;
+mod register;
+mod runs;
+mod session;
+mod tokens;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::IntoResponse as _;
+use axum::serve::ListenerExt as _;
+use tower::ServiceBuilder;
+use tower_http::request_id::PropagateRequestIdLayer;
+use tower_http::trace::TraceLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::http::problem::Fault;
+use crate::limits::REQUEST_TIMEOUT;
+use crate::provision::Provision;
+use crate::roster::Roster;
+use crate::shelf::Shelf;
+use crate::store::Store;
+use crate::store::blobs::Blobs;
+use crate::telemetry::Metrics;
+
+/// What handlers reach. Cloned for each request, so it is one pointer.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// What a server is made of, as far as handlers reach it.
+pub struct Parts {
+    /// The store.
+    pub store: Store,
+    /// Contents.
+    pub blobs: Blobs,
+    /// Releases in force.
+    pub shelf: Arc<Shelf>,
+    /// Agents.
+    pub roster: Arc<Roster>,
+    /// Provisioning.
+    pub provision: Arc<Provision>,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Whether anybody may read the figures, or admins alone.
+    pub metrics_public: bool,
+    /// Cancelled when the server is to end, so that streams and sessions do.
+    pub ending: tokio_util::sync::CancellationToken,
+}
+
+impl App {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Muster", description = "Registers build agents and provisions them before they are launched."),
+    components(schemas(crate::api::Problem))
+)]
+struct Document;
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All routes, and the document that describes them.
+fn routes() -> OpenApiRouter<App> {
+    // The one that ten thousand agents ask for: it has no layer of its own, and does what takes long in a task of its own.
+    let often = OpenApiRouter::new().routes(routes!(register::register));
+    let quick = OpenApiRouter::new()
+        .routes(routes!(modules::list))
+        .routes(routes!(modules::versions))
+        .routes(routes!(modules::show))
+        .routes(routes!(bundles::list))
+        .routes(routes!(bundles::versions))
+        .routes(routes!(bundles::show))
+        .routes(routes!(labels::list))
+        .routes(routes!(labels::show, labels::apply))
+        .routes(routes!(labels::releases))
+        .routes(routes!(labels::swap))
+        .routes(routes!(labels::rollback))
+        .routes(routes!(agents::list))
+        .routes(routes!(agents::show, agents::remove))
+        .routes(routes!(explain::explain))
+        .routes(routes!(agents::provision))
+        .routes(routes!(agents::drain))
+        .routes(routes!(agents::quarantine))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::show))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(ops::healthz))
+        .routes(routes!(ops::readyz))
+        .routes(routes!(ops::metrics))
+        .layer(axum::middleware::from_fn(in_time));
+    // Uploads and streams last as long as they make progress; each has its own limits.
+    let long = OpenApiRouter::new()
+        .routes(routes!(session::open))
+        .routes(routes!(modules::upload))
+        .routes(routes!(bundles::missing))
+        .routes(routes!(bundles::contents))
+        .routes(routes!(bundles::push))
+        .routes(routes!(bundles::manifest))
+        .routes(routes!(runs::log))
+        .routes(routes!(runs::journal))
+        .layer(axum::middleware::from_fn(to_its_end));
+    OpenApiRouter::with_openapi(Document::openapi()).merge(often).merge(quick).merge(long)
+}
+
+/// The document at `/openapi.json`.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().split_for_parts().1
+}
+
+/// The whole service.
+pub fn router(app: App) -> Router {
+    let (router, document) = routes().split_for_parts();
+    // Every connection has a copy of the routes: this one is shared.
+    let document = bytes::Bytes::from(document.to_json().unwrap_or_default());
+    router
+        .route("/openapi.json", axum::routing::get(|| async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
+        .fallback(async || Fault::not_found("no-route", "there is no such route").with_hint("GET /openapi.json describes all of them"))
+        .method_not_allowed_fallback(async || Fault::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route does not know this method"))
+        .with_state(app)
+        // One layer made of all: the router boxes and clones each of its layers for each request.
+        .layer(
+            ServiceBuilder::new()
+                .map_request(name_requests())
+                .layer(PropagateRequestIdLayer::new(REQUEST_ID.clone()))
+                .layer(TraceLayer::new_for_http().make_span_with(|request: &axum::http::Request<_>| {
+                    // The path alone: a query, or a header, could hold what does not belong into a log.
+                    tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), id = id_of(request))
+                }))
+                .layer(axum::middleware::from_fn(problem::name_request)),
+        )
+}
+
+/// Names requests: a random text of this server's start, and a number. A name that the client sent is overwritten, so that nobody
+/// writes a text of theirs into the log.
+fn name_requests<B>() -> impl Fn(axum::http::Request<B>) -> axum::http::Request<B> + Clone {
+    let (start, next) = (rand::random::<u32>(), Arc::new(AtomicU64::new(1)));
+    move |mut request| {
+        let text = format!("{start:08x}-{}", next.fetch_add(1, Ordering::Relaxed));
+        if let Ok(id) = HeaderValue::from_str(&text) {
+            request.headers_mut().insert(REQUEST_ID.clone(), id);
+        }
+        request
+    }
+}
+
+fn id_of<B>(request: &axum::http::Request<B>) -> &str {
+    request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// Lets a handler come to its end in a task of its own, whatever becomes of the connection: one that was dropped between the store and
+/// memory would leave the two apart.
+async fn to_its_end(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::error!(%error, "a handler broke down");
+            Fault::internal("a handler broke down").into_response()
+        }
+    }
+}
+
+async fn in_time(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, to_its_end(request, next)).await {
+        Ok(response) => response,
+        Err(_) => {
+            Fault::new(StatusCode::SERVICE_UNAVAILABLE, "slow", format!("the request took longer than {} s", REQUEST_TIMEOUT.as_secs()))
+                .with_hint("it goes on; ask for the state before you repeat it")
+                .into_response()
+        }
+    }
+}
+
+/// Serves until the token is cancelled, then lets what is under way end, for a while.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(listener: tokio::net::TcpListener, app: App, grace: Duration) -> std::io::Result<()> {
+    let ending = app.ending.clone();
+    let listener = listener.tap_io(|stream| {
+        // A call's small frames would otherwise wait for the other side's acknowledgements.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection delays its small packets");
+        }
+    });
+    let server = axum::serve(listener, router(app).into_make_service()).with_graceful_shutdown(ending.clone().cancelled_owned());
+    let overdue = async {
+        ending.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        served = server.into_future() => served,
+        () = overdue => Ok(()),
+    }
+}

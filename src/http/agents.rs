@@ -1,0 +1,241 @@
+//! Agents: listed, shown, and told what to do.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use crate::api::{Act, Agent as Shown, AgentDetail, AgentState, Page, Run};
+use crate::http::App;
+use crate::http::access::Person;
+use crate::http::problem::Fault;
+use crate::http::receive::{Asked, Name, OptionalJson, page};
+use crate::limits::{AGENT_TEXT_BYTES_MAX, EVENTS_KEPT_PER_AGENT};
+use crate::link::frames::Launched;
+use crate::names::{AgentName, LabelName};
+use crate::roster::{Agent, View};
+use crate::store::agents::AgentRow;
+use crate::store::runs::RunFilter;
+
+/// Runs in an agent's detail.
+const RUNS_SHOWN: u32 = 10;
+
+pub(crate) fn shown(view: View) -> Shown {
+    let View { row, claims, session, launched, seen_us } = view;
+    Shown {
+        id: row.id,
+        name: row.name.to_string(),
+        labels: row.labels.iter().map(ToString::to_string).collect(),
+        state: row.state,
+        reason: row.reason,
+        since_us: row.since_us,
+        retry_at_us: row.retry_at_us,
+        last_seen_us: seen_us,
+        registered_us: row.registered_us,
+        session,
+        releases: row.releases.iter().map(|(label, release)| (label.to_string(), *release)).collect(),
+        executors: claims.executors,
+        root: claims.root,
+        address: claims.address,
+        os: claims.os,
+        arch: claims.arch,
+        image: claims.image,
+        attributes: claims.attributes,
+        launched: launched.map(|launched| match launched {
+            Launched::Nothing => "nothing is launched".into(),
+            Launched::Running { pid, restarts: 0 } => format!("running (pid {pid})"),
+            Launched::Running { pid, restarts } => format!("running (pid {pid}, started again {restarts} times)"),
+            Launched::Exited { status, restarts, again_in_ms } => {
+                format!("ended with status {status}, started again {restarts} times, again in {again_in_ms} ms")
+            }
+        }),
+    }
+}
+
+/// An agent that is gone, from its row alone.
+fn shown_gone(row: AgentRow) -> Result<Shown, Fault> {
+    let claims = serde_json::from_str(&row.claims).map_err(|_| Fault::internal("an agent's record is damaged"))?;
+    let seen_us = row.last_seen_us;
+    Ok(shown(View { row, claims, session: false, launched: None, seen_us }))
+}
+
+/// Which agents.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Which {
+    /// Those that carry this label.
+    #[param(value_type = Option<String>)]
+    label: Option<LabelName>,
+    /// Those in this state. Those that are gone are listed only when asked for.
+    state: Option<AgentState>,
+    /// What the page before gave as `next`.
+    cursor: Option<String>,
+    /// Rows at most.
+    limit: Option<u32>,
+}
+
+/// Lists agents by name.
+#[utoipa::path(get, path = "/v1/agents", tag = "agents", params(Which), responses((status = 200, body = Page<Shown>)))]
+pub(crate) async fn list(State(app): State<App>, person: Person, Asked(which): Asked<Which>) -> Result<axum::Json<Page<Shown>>, Fault> {
+    let page = page(which.cursor, which.limit);
+    let labels = person.labels(&app);
+    if which.state == Some(AgentState::Gone) {
+        let rows = app.store.agents_gone(&page).await?;
+        let mine = |row: &AgentRow| {
+            let own =
+                labels.as_ref().is_none_or(|labels| row.team == person.0.team || row.labels.iter().any(|label| labels.contains(label)));
+            own && which.label.as_ref().is_none_or(|label| row.labels.contains(label))
+        };
+        let items = rows.items.into_iter().filter(mine).map(shown_gone).collect::<Result<_, _>>()?;
+        return Ok(axum::Json(Page { items, next: rows.next }));
+    }
+    let after: Option<AgentName> = page
+        .cursor
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .map_err(|_| Fault::bad_request("cursor", "the cursor is not one of this listing"))?;
+    let limit = page.limit as usize;
+    let mut agents = app.roster.page(after.as_ref(), limit + 1, |agent| {
+        which.state.is_none_or(|state| agent.state() == state)
+            && which.label.as_ref().is_none_or(|label| agent.carries(label))
+            && person.reaches(labels.as_deref(), agent)
+    });
+    let more = agents.len() > limit;
+    agents.truncate(limit);
+    let next = agents.last().filter(|_| more).map(|agent| agent.name().to_string());
+    Ok(axum::Json(Page { items: agents.iter().map(|agent| shown(agent.view())).collect(), next }))
+}
+
+/// The living agent of a name, if it is the caller's.
+pub(crate) fn find(app: &App, person: &Person, name: &AgentName) -> Result<Arc<Agent>, Fault> {
+    let labels = person.labels(app);
+    let agent = app.roster.by_name(name).filter(|agent| person.reaches(labels.as_deref(), agent));
+    agent.ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &AgentName) -> Fault {
+    Fault::not_found("no-agent", format!("there is no agent `{name}`, or it carries none of your labels"))
+        .with_hint("`muster agent ls` lists them")
+}
+
+/// Shows an agent with its changes of state and its latest runs. One that is gone too.
+#[utoipa::path(get, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), responses((status = 200, body = AgentDetail)))]
+pub(crate) async fn show(State(app): State<App>, person: Person, Name(name): Name<AgentName>) -> Result<axum::Json<AgentDetail>, Fault> {
+    let agent = match find(&app, &person, &name) {
+        Ok(agent) => shown(agent.view()),
+        Err(unknown) => {
+            let gone = app.store.agent_by_name(&name).await?.filter(|row| row.state == AgentState::Gone);
+            let labels = person.labels(&app);
+            let mine = |row: &AgentRow| {
+                labels.as_ref().is_none_or(|labels| row.team == person.0.team || row.labels.iter().any(|label| labels.contains(label)))
+            };
+            shown_gone(gone.filter(mine).ok_or(unknown)?)?
+        }
+    };
+    let events = app.store.agent_events(&agent.id, EVENTS_KEPT_PER_AGENT).await?;
+    let filter = RunFilter { agent: Some(name), label: None, labels: person.labels(&app) };
+    let runs = app.store.runs(&filter, &page(None, Some(RUNS_SHOWN))).await?;
+    let runs = runs.items.into_iter().map(Run::from).collect();
+    Ok(axum::Json(AgentDetail { agent, events, runs }))
+}
+
+fn cause(person: &Person, what: &str, act: Act) -> Result<String, Fault> {
+    let by = match &person.0.team {
+        Some(team) => format!("team {team}"),
+        None => "an admin".to_owned(),
+    };
+    match act.reason {
+        Some(reason) if reason.len() > AGENT_TEXT_BYTES_MAX || reason.contains(char::is_control) => {
+            Err(Fault::unprocessable("reason", format!("a reason has at most {AGENT_TEXT_BYTES_MAX} bytes and no control characters")))
+        }
+        Some(reason) => Ok(format!("{what} by {by}: {reason}")),
+        None => Ok(format!("{what} by {by}")),
+    }
+}
+
+/// Provisions an agent again from the beginning. One that was drained or quarantined comes back by this.
+#[utoipa::path(
+    post, path = "/v1/agents/{name}/provision", tag = "agents", params(("name" = String, Path)), request_body = Act,
+    responses((status = 200, body = Shown), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn provision(
+    State(app): State<App>,
+    person: Person,
+    Name(name): Name<AgentName>,
+    OptionalJson(act): OptionalJson<Act>,
+) -> Result<axum::Json<Shown>, Fault> {
+    let agent = find(&app, &person, &name)?;
+    app.provision.ask(&agent, cause(&person, "to be provisioned again, asked", act)?).await?;
+    Ok(axum::Json(shown(agent.view())))
+}
+
+/// Drains an agent: what was launched is ended, and nothing is started until it is provisioned again.
+#[utoipa::path(
+    post, path = "/v1/agents/{name}/drain", tag = "agents", params(("name" = String, Path)), request_body = Act,
+    responses((status = 200, body = Shown), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn drain(
+    State(app): State<App>,
+    person: Person,
+    Name(name): Name<AgentName>,
+    OptionalJson(act): OptionalJson<Act>,
+) -> Result<axum::Json<Shown>, Fault> {
+    let agent = find(&app, &person, &name)?;
+    halt(&app, &agent, AgentState::Draining, cause(&person, "drained", act)?).await
+}
+
+/// Quarantines an agent: as draining, and it stays so when its program is started anew.
+#[utoipa::path(
+    post, path = "/v1/agents/{name}/quarantine", tag = "agents", params(("name" = String, Path)), request_body = Act,
+    responses((status = 200, body = Shown), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn quarantine(
+    State(app): State<App>,
+    person: Person,
+    Name(name): Name<AgentName>,
+    OptionalJson(act): OptionalJson<Act>,
+) -> Result<axum::Json<Shown>, Fault> {
+    let agent = find(&app, &person, &name)?;
+    halt(&app, &agent, AgentState::Quarantined, cause(&person, "quarantined", act)?).await
+}
+
+async fn halt(app: &App, agent: &Arc<Agent>, state: AgentState, cause: String) -> Result<axum::Json<Shown>, Fault> {
+    let told = cause.clone();
+    app.roster
+        .change(agent, |row| {
+            row.state = state;
+            row.retry_at_us = None;
+            row.releases.clear();
+            Some(cause)
+        })
+        .await?;
+    agent.end();
+    if let Some(session) = agent.session() {
+        // One that is cut off just now is told when it is back: its state is in every answer, and its session's first word.
+        let _ = session.drain(&told).await;
+    }
+    Ok(axum::Json(shown(agent.view())))
+}
+
+/// Removes an agent: its credential is revoked and its name is free.
+#[utoipa::path(
+    delete, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), request_body = Act,
+    responses((status = 204), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn remove(
+    State(app): State<App>,
+    person: Person,
+    Name(name): Name<AgentName>,
+    OptionalJson(act): OptionalJson<Act>,
+) -> Result<StatusCode, Fault> {
+    let agent = find(&app, &person, &name)?;
+    let cause = cause(&person, "removed", act)?;
+    if let Some(session) = agent.session() {
+        let _ = session.drain(&cause).await;
+    }
+    app.roster.give_up(&agent, &cause).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

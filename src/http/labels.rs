@@ -1,0 +1,171 @@
+//! Labels: their policies, releases, swaps and rollbacks.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use serde::Deserialize;
+
+use crate::api::{Applied, Label, Page, Release, Rollback, Swap};
+use crate::http::App;
+use crate::http::access::Person;
+use crate::http::problem::Fault;
+use crate::http::receive::{Asked, Json, Name, OptionalJson, Paging, page};
+use crate::names::LabelName;
+use crate::policy::{LabelPolicy, ModuleRef};
+use crate::roster::Why;
+use crate::shelf::Change;
+use crate::store::labels::ReleaseRow;
+
+impl From<ReleaseRow> for Release {
+    fn from(row: ReleaseRow) -> Self {
+        Self {
+            label: row.label.to_string(),
+            release: row.release,
+            made_us: row.made_us,
+            made_by: row.made_by,
+            how: row.how,
+            policy: serde_json::from_str(&row.policy).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whether to do it, or only to say what it would change.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Preview {
+    /// Only says what it would change.
+    #[serde(default)]
+    preview: bool,
+}
+
+/// Applies a policy: a new release, if anything differs.
+#[utoipa::path(
+    put, path = "/v1/labels/{label}", tag = "labels", params(("label" = String, Path), Preview),
+    request_body(content = Object, description = "a policy, as in a policy file"),
+    responses((status = 200, body = Applied), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn apply(
+    State(app): State<App>,
+    person: Person,
+    Name(label): Name<LabelName>,
+    Asked(asked): Asked<Preview>,
+    Json(policy): Json<LabelPolicy>,
+) -> Result<axum::Json<Applied>, Fault> {
+    let change = app.shelf.apply(&person.0, &label, policy, asked.preview).await?;
+    Ok(applied(&app, &label, change))
+}
+
+/// Swaps the module of the policy in force: a new release.
+#[utoipa::path(
+    post, path = "/v1/labels/{label}/swap", tag = "labels", params(("label" = String, Path), Preview), request_body = Swap,
+    responses((status = 200, body = Applied), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn swap(
+    State(app): State<App>,
+    person: Person,
+    Name(label): Name<LabelName>,
+    Asked(asked): Asked<Preview>,
+    Json(swap): Json<Swap>,
+) -> Result<axum::Json<Applied>, Fault> {
+    let module: ModuleRef =
+        swap.module.parse().map_err(|error: crate::names::NameError| Fault::unprocessable("module", error.to_string()))?;
+    let change = app.shelf.swap(&person.0, &label, module, asked.preview).await?;
+    Ok(applied(&app, &label, change))
+}
+
+/// Makes an earlier release's policy a new release.
+#[utoipa::path(
+    post, path = "/v1/labels/{label}/rollback", tag = "labels", params(("label" = String, Path), Preview), request_body = Rollback,
+    responses((status = 200, body = Applied), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn rollback(
+    State(app): State<App>,
+    person: Person,
+    Name(label): Name<LabelName>,
+    Asked(asked): Asked<Preview>,
+    OptionalJson(rollback): OptionalJson<Rollback>,
+) -> Result<axum::Json<Applied>, Fault> {
+    let change = app.shelf.rollback(&person.0, &label, rollback.to, asked.preview).await?;
+    Ok(applied(&app, &label, change))
+}
+
+fn applied(app: &App, label: &LabelName, change: Change) -> axum::Json<Applied> {
+    if let Some(release) = change.release {
+        app.roster.wake_label(label, &Why::Release(format!("release {release} of label `{label}` is in force")));
+    }
+    let agents = app.roster.count(|agent| agent.carries(label)).values().sum();
+    axum::Json(Applied {
+        label: label.to_string(),
+        release: change.release,
+        previous: change.previous,
+        changes: change.differences,
+        agents,
+    })
+}
+
+/// Lists the labels with their releases in force.
+#[utoipa::path(get, path = "/v1/labels", tag = "labels", params(Paging), responses((status = 200, body = Page<Label>)))]
+pub(crate) async fn list(State(app): State<App>, person: Person, Asked(asked): Asked<Paging>) -> Result<axum::Json<Page<Label>>, Fault> {
+    let page = page(asked.cursor, asked.limit);
+    let after: Option<LabelName> = page
+        .cursor
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .map_err(|_| Fault::bad_request("cursor", "the cursor is not one of this listing"))?;
+    let releases = app.shelf.releases();
+    let limit = page.limit as usize;
+    let seen = releases.values().filter(|release| person.sees(&release.policy.team));
+    let mut rows: Vec<_> =
+        seen.filter(|release| after.as_ref().is_none_or(|after| release.label > *after)).take(limit + 1).map(Arc::clone).collect();
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|release| release.label.to_string());
+    let mut items = Vec::new();
+    for release in rows {
+        items.push(shown(&app, &release.label).await?);
+    }
+    Ok(axum::Json(Page { items, next }))
+}
+
+/// Shows a label with its release in force.
+#[utoipa::path(get, path = "/v1/labels/{label}", tag = "labels", params(("label" = String, Path)), responses((status = 200, body = Label)))]
+pub(crate) async fn show(State(app): State<App>, person: Person, Name(label): Name<LabelName>) -> Result<axum::Json<Label>, Fault> {
+    find(&app, &person, &label)?;
+    Ok(axum::Json(shown(&app, &label).await?))
+}
+
+/// Lists the releases of a label, newest first.
+#[utoipa::path(
+    get, path = "/v1/labels/{label}/releases", tag = "labels", params(("label" = String, Path), Paging),
+    responses((status = 200, body = Page<Release>))
+)]
+pub(crate) async fn releases(
+    State(app): State<App>,
+    person: Person,
+    Name(label): Name<LabelName>,
+    Asked(asked): Asked<Paging>,
+) -> Result<axum::Json<Page<Release>>, Fault> {
+    find(&app, &person, &label)?;
+    let rows = app.store.releases(&label, &page(asked.cursor, asked.limit)).await?;
+    Ok(axum::Json(Page { items: rows.items.into_iter().map(Release::from).collect(), next: rows.next }))
+}
+
+fn find(app: &App, person: &Person, label: &LabelName) -> Result<(), Fault> {
+    let release = app.shelf.release(label).filter(|release| person.sees(&release.policy.team));
+    release.map(drop).ok_or_else(|| unknown(label))
+}
+
+fn unknown(label: &LabelName) -> Fault {
+    Fault::not_found("no-label", format!("label `{label}` has no release, or belongs to another team"))
+        .with_hint("`muster label ls` lists them; `muster label apply -f FILE` makes a first release")
+}
+
+async fn shown(app: &App, label: &LabelName) -> Result<Label, Fault> {
+    let release = app.shelf.release(label).ok_or_else(|| unknown(label))?;
+    let row = app.store.release(label, release.number).await?.ok_or_else(|| unknown(label))?;
+    let counts = app.roster.count(|agent| agent.carries(label));
+    let agents = counts.into_iter().map(|(state, count)| (format!("{state:?}").to_lowercase(), count)).collect();
+    Ok(Label { label: label.to_string(), team: release.policy.team.to_string(), release: row.into(), agents })
+}

@@ -1,0 +1,149 @@
+//! An agent's session: the WebSocket and the session of `link` behind it.
+
+use std::sync::Arc;
+
+use axum::extract::ws::{Message as Ws, WebSocket, WebSocketUpgrade};
+use axum::extract::{FromRequestParts as _, Request, State};
+use axum::response::Response;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::api::AgentState;
+use crate::http::App;
+use crate::http::access::Caller;
+use crate::http::problem::Fault;
+use crate::limits::{SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
+use crate::link::frames::{FromAgent, Launched, Message, PROTOCOL, decode};
+use crate::link::session::{Event, Session};
+use crate::roster::{Agent, Why};
+
+/// Messages that wait to be sent.
+const OUTGOING_WAITING: usize = 16;
+
+/// Opens the two-way link of an agent: a WebSocket.
+#[utoipa::path(get, path = "/v1/session", tag = "agents", responses((status = 101), (status = "4XX", body = crate::api::Problem)))]
+pub(crate) async fn open(State(app): State<App>, caller: Caller, request: Request) -> Result<Response, Fault> {
+    let Caller::Agent(agent) = caller else {
+        return Err(Fault::forbidden("kind", "only an agent opens a session, with its own credential"));
+    };
+    let (mut parts, _) = request.into_parts();
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &app).await;
+    let upgrade = upgrade.map_err(|error| Fault::bad_request("not-a-websocket", error.body_text()))?;
+    let upgrade = upgrade.max_message_size(SESSION_MESSAGE_BYTES_MAX).max_frame_size(SESSION_MESSAGE_BYTES_MAX);
+    Ok(upgrade.on_upgrade(move |socket| hold(app, agent, socket)))
+}
+
+/// Holds a session open until one side ends it.
+async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
+    let (sink, mut stream) = socket.split();
+    let launched = match greet(&mut stream).await {
+        Ok(launched) => launched,
+        Err(reason) => {
+            tracing::warn!(agent = %agent.name(), reason, "the session of agent {} is refused: {reason}", agent.name());
+            return;
+        }
+    };
+    let (outgoing, queue) = mpsc::channel(OUTGOING_WAITING);
+    let session = Session::new(outgoing);
+    app.roster.open_session(&agent, session.clone(), launched);
+    app.roster.wake(&agent, Why::Heard);
+    tracing::debug!(agent = %agent.name(), "the session of agent {} is open", agent.name());
+    // One that was halted while it was cut off hears of it now.
+    let view = agent.view();
+    if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) {
+        let _ = session.drain(&view.row.reason).await;
+    }
+    let reason = tokio::select! {
+        reason = receive(&app, &agent, &session, stream) => reason,
+        reason = send(sink, queue, &session) => reason,
+        () = app.ending.cancelled() => "the server is stopping".into(),
+    };
+    app.roster.close_session(&agent, &session, &reason);
+    tracing::debug!(agent = %agent.name(), reason, "the session of agent {} is closed: {reason}", agent.name());
+}
+
+/// Waits for the agent's greeting.
+async fn greet(stream: &mut SplitStream<WebSocket>) -> Result<Launched, String> {
+    let first = tokio::time::timeout(SESSION_SILENCE_MAX, stream.next()).await.map_err(|_| "no greeting came".to_owned())?;
+    let Some(Ok(Ws::Text(text))) = first else { return Err("it did not begin with a greeting".into()) };
+    match decode(&text) {
+        Ok(FromAgent::Hello { protocol: PROTOCOL, launched, .. }) => Ok(launched),
+        Ok(FromAgent::Hello { protocol, version, .. }) => {
+            Err(format!("muster-agent {version} speaks session protocol {protocol}, this server {PROTOCOL}"))
+        }
+        Ok(_) => Err("it did not begin with a greeting".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn receive(app: &App, agent: &Arc<Agent>, session: &Session, mut stream: SplitStream<WebSocket>) -> String {
+    loop {
+        let message = match tokio::time::timeout(SESSION_SILENCE_MAX, stream.next()).await {
+            Err(_) => return format!("nothing was heard for {} s", SESSION_SILENCE_MAX.as_secs()),
+            Ok(None) => return "the agent closed it".into(),
+            Ok(Some(Err(error))) => return format!("the connection broke: {error}"),
+            Ok(Some(Ok(message))) => message,
+        };
+        agent.heard();
+        let message = match message {
+            Ws::Text(text) => Message::Text(text.to_string()),
+            Ws::Binary(bytes) => Message::Binary(bytes),
+            Ws::Ping(_) | Ws::Pong(_) => continue,
+            Ws::Close(_) => return "the agent closed it".into(),
+        };
+        match session.receive(message).await {
+            Ok(None) => {}
+            Ok(Some(event)) => on_event(app, agent, event).await,
+            Err(error) => return format!("the agent sent what is no frame: {error}"),
+        }
+    }
+}
+
+async fn on_event(app: &App, agent: &Arc<Agent>, event: Event) {
+    match event {
+        Event::Launched(launched) => {
+            if let Launched::Exited { status, restarts, .. } = &launched {
+                tracing::info!(agent = %agent.name(), status, restarts, "what agent {} launched ended with status {status}", agent.name());
+            }
+            agent.launched(launched);
+        }
+        Event::Draining(reason) => {
+            let changed = app.roster.change(agent, |row| {
+                let ends = !matches!(row.state, AgentState::Quarantined | AgentState::Gone);
+                ends.then(|| {
+                    row.state = AgentState::Draining;
+                    row.retry_at_us = None;
+                    format!("the agent is ending: {reason}")
+                })
+            });
+            if let Err(error) = changed.await {
+                tracing::error!(agent = %agent.name(), %error, "that agent {} is ending could not be stored", agent.name());
+            }
+            agent.end();
+        }
+    }
+}
+
+async fn send(mut sink: SplitSink<WebSocket, Ws>, mut queue: mpsc::Receiver<Message>, session: &Session) -> String {
+    let mut ping = tokio::time::interval_at(Instant::now() + SESSION_PING_INTERVAL, SESSION_PING_INTERVAL);
+    loop {
+        let message = tokio::select! {
+            // What was said before the session was closed is sent still.
+            biased;
+            message = queue.recv() => match message {
+                Some(Message::Text(text)) => Ws::Text(text.into()),
+                Some(Message::Binary(bytes)) => Ws::Binary(bytes),
+                None => return "the server closed it".into(),
+            },
+            () = session.over() => return "the server closed it".into(),
+            _ = ping.tick() => Ws::Ping(bytes::Bytes::new()),
+        };
+        match tokio::time::timeout(SESSION_SILENCE_MAX, sink.send(message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return format!("the connection broke: {error}"),
+            Err(_) => return format!("the agent took nothing for {} s", SESSION_SILENCE_MAX.as_secs()),
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! The product in one walk: an agent that is due, the releases of its labels, a run of each, the launch, and the state that came of it.
+//!
+//! At most one run goes on for an agent, and a bounded number for the server. A run holds the release it began with to its end. Its
+//! verdict, its last records and the agent's new state are written in one transaction, so that no crash leaves a run without an end:
+//! what is found unfinished at the next start is ended there and tried again.
+
+mod outcome;
+mod records;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::AgentState;
+use crate::credential::new_id;
+use crate::journal::{self, now_us};
+use crate::link::Link as _;
+use crate::link::session::Session;
+use crate::machine::Command;
+use crate::names::LabelName;
+use crate::roster::{Agent, Roster, View, Why};
+use crate::sandbox::gate::Counts;
+use crate::sandbox::{Outcome, Registration, RunInputs, Sandbox, Verdict};
+use crate::shelf::{Ready, Release, Shelf};
+use crate::store::agents::AgentRow;
+use crate::store::runs::{RunEnd, RunRow};
+use crate::store::secrets::Secrets;
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+
+use outcome::after;
+use records::Following;
+
+/// What provisions agents.
+pub struct Provision {
+    store: Store,
+    shelf: Arc<Shelf>,
+    roster: Arc<Roster>,
+    sandbox: Arc<Sandbox>,
+    secrets: Secrets,
+    metrics: Arc<Metrics>,
+    slots: Arc<Semaphore>,
+    following: Following,
+}
+
+/// The verdict's word of a run that has not ended.
+pub const RUNNING: &str = "running";
+
+impl Provision {
+    /// Puts it together; `at_once` runs go on at a time.
+    pub fn new(
+        store: Store,
+        shelf: Arc<Shelf>,
+        roster: Arc<Roster>,
+        sandbox: Arc<Sandbox>,
+        secrets: Secrets,
+        metrics: Arc<Metrics>,
+        at_once: u32,
+    ) -> Self {
+        let slots = Arc::new(Semaphore::new(at_once as usize));
+        Self { store, shelf, roster, sandbox, secrets, metrics, slots, following: Following::default() }
+    }
+
+    /// Tells whoever follows a run's log when there is more of it; none if the run is not under way here.
+    pub fn follow(&self, run: &str) -> Option<tokio::sync::watch::Receiver<()>> {
+        self.following.follow(run)
+    }
+
+    /// Ends the runs that an earlier life of this server left unfinished; their agents are provisioned again when they are back.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn recover(&self) -> Result<(), StoreError> {
+        let reason = "the server was restarted during this run";
+        for run in self.store.unfinished_runs().await? {
+            let end = RunEnd {
+                verdict: Verdict::LinkLost { reason: reason.into() }.word().into(),
+                reason: Some(reason.into()),
+                ended_us: now_us(),
+                calls: 0,
+                bytes_sent: 0,
+                bytes_saved: 0,
+            };
+            let (id, end) = (run.id.as_str(), &end);
+            let agent = self.roster.by_name(&run.agent).filter(|agent| agent.id() == run.agent_id);
+            match agent {
+                Some(agent) => {
+                    let change = |row: &mut AgentRow| {
+                        if row.state == AgentState::Provisioning {
+                            row.state = AgentState::Registered;
+                            row.releases.clear();
+                        }
+                        format!("the server was restarted during run {id}")
+                    };
+                    let write = |row, cause: String| async move { self.store.end_run(id, end, &[], &[], Some((&row, &cause))).await };
+                    self.roster.change_with(&agent, change, write).await?;
+                }
+                None => self.store.end_run(id, end, &[], &[], None).await?,
+            }
+        }
+        for agent in self.roster.all() {
+            let change = |row: &mut AgentRow| {
+                (row.state == AgentState::Provisioning).then(|| {
+                    row.state = AgentState::Registered;
+                    row.releases.clear();
+                    "the server was restarted while it was being provisioned".into()
+                })
+            };
+            self.roster.change(&agent, change).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at agents as they become due, for as long as the server lives.
+    pub async fn work(self: Arc<Self>) {
+        loop {
+            for (agent, why) in self.roster.due().await {
+                if !agent.take(&why) {
+                    continue;
+                }
+                let taken = Taken { roster: Arc::clone(&self.roster), agent };
+                match self.consider(&taken.agent, &why).await {
+                    Ok(Some(work)) => {
+                        let provision = Arc::clone(&self);
+                        tokio::spawn(async move {
+                            if let Err(error) = provision.bring(&taken.agent, work).await {
+                                tracing::error!(agent = %taken.agent.name(), %error, "agent {} is not provisioned: the store failed", taken.agent.name());
+                            }
+                            drop(taken);
+                        });
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(agent = %taken.agent.name(), %error, "an agent could not be looked at: the store failed"),
+                }
+            }
+        }
+    }
+
+    /// Asks for an agent to be provisioned again from the beginning, whatever it is brought to and whatever holds it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn ask(&self, agent: &Arc<Agent>, cause: String) -> Result<(), StoreError> {
+        let why = Why::Asked(cause);
+        // While a run goes on, the wish is kept and looked at when the run has ended.
+        if agent.take(&why) {
+            let _taken = Taken { roster: Arc::clone(&self.roster), agent: Arc::clone(agent) };
+            self.begin_again(agent, &why).await?;
+            self.roster.wake(agent, Why::Release("it was asked for".into()));
+        }
+        Ok(())
+    }
+
+    async fn begin_again(&self, agent: &Agent, why: &Why) -> Result<(), StoreError> {
+        let Why::Asked(cause) = why else { return Ok(()) };
+        self.roster
+            .change(agent, |row| {
+                if !matches!(row.state, AgentState::Lost | AgentState::Gone) {
+                    row.state = AgentState::Registered;
+                }
+                row.releases.clear();
+                row.retry_at_us = None;
+                row.attempt = 0;
+                Some(cause.clone())
+            })
+            .await
+    }
+
+    /// Says what is to be done for an agent that is due, if anything is.
+    async fn consider(&self, agent: &Arc<Agent>, why: &Why) -> Result<Option<Work>, StoreError> {
+        self.begin_again(agent, why).await?;
+        let View { row, session, .. } = agent.view();
+        match row.state {
+            state if halted(state) => return Ok(None),
+            AgentState::Failed if *why < Why::Release(String::new()) && row.retry_at_us.is_none_or(|at| at > now_us()) => return Ok(None),
+            _ => {}
+        }
+        let mut releases: Vec<_> = row.labels.iter().filter_map(|label| self.shelf.release(label)).collect();
+        releases.sort_by(|a, b| (a.policy.order, &a.label).cmp(&(b.policy.order, &b.label)));
+        if releases.is_empty() {
+            let labels: Vec<_> = row.labels.iter().map(LabelName::as_str).collect();
+            let cause = format!("none of its labels has a release: {}", labels.join(", "));
+            let change = |row: &mut AgentRow| {
+                (!halted(row.state) && (row.state != AgentState::Registered || row.reason != cause)).then(|| {
+                    row.state = AgentState::Registered;
+                    cause
+                })
+            };
+            self.roster.change(agent, change).await?;
+            return Ok(None);
+        }
+        let behind = releases.iter().find(|release| row.releases.get(&release.label) != Some(&release.number));
+        let Some(behind) = behind else {
+            if row.state != AgentState::Ready {
+                let cause = "it holds the releases in force already".to_owned();
+                let change = |row: &mut AgentRow| {
+                    (!halted(row.state)).then(|| {
+                        row.state = AgentState::Ready;
+                        row.retry_at_us = None;
+                        cause
+                    })
+                };
+                self.roster.change(agent, change).await?;
+            }
+            return Ok(None);
+        };
+        if !session {
+            return Ok(None);
+        }
+        let cause = match (why, row.releases.get(&behind.label)) {
+            (Why::Asked(cause), _) => cause.clone(),
+            (_, Some(has)) => format!("label `{}` is at release {}, the agent at {has}", behind.label, behind.number),
+            (_, None) => format!("release {} of label `{}` is not on it yet", behind.number, behind.label),
+        };
+        Ok(Some(Work { releases, cause }))
+    }
+
+    /// Brings an agent to the releases of its labels, and launches what is to be launched.
+    async fn bring(&self, agent: &Arc<Agent>, work: Work) -> Result<(), StoreError> {
+        // Taken once, before anything: whoever halts the agent from now on ends all that follows.
+        let ending = agent.ending();
+        let _slot = tokio::select! {
+            () = ending.cancelled() => return Ok(()),
+            slot = Arc::clone(&self.slots).acquire_owned() => slot,
+        };
+        // The slot may have been long in coming.
+        let Some(session) = agent.session() else { return Ok(()) };
+        let mut waited_since_us = now_us();
+        let mut attempt = 1;
+        let mut stopped = false;
+        self.roster
+            .change(agent, |row| {
+                stopped = !matches!(row.state, AgentState::Registered | AgentState::Ready | AgentState::Failed);
+                if stopped {
+                    return None;
+                }
+                if row.state == AgentState::Registered {
+                    waited_since_us = row.since_us;
+                }
+                row.state = AgentState::Provisioning;
+                // What it holds from now on is what these runs bring it to: one that is cut off, or whose launch is, begins anew.
+                row.releases.clear();
+                row.retry_at_us = None;
+                row.attempt += 1;
+                attempt = u32::try_from(row.attempt).unwrap_or(u32::MAX);
+                Some(work.cause)
+            })
+            .await?;
+        if stopped {
+            return Ok(());
+        }
+        // A session that is lost here makes the first run end so.
+        let _ = session.hold().await;
+        let mut launch = None;
+        let last = work.releases.len();
+        for (at, release) in work.releases.iter().enumerate() {
+            let policy_launch = release.policy.launch.command.as_deref().and_then(<[String]>::split_first);
+            let policy_launch =
+                policy_launch.map(|(program, args)| Command { program: program.clone(), args: args.to_vec(), ..Command::default() });
+            // Whoever halted the agent between two runs is heard here.
+            if ending.is_cancelled() {
+                return Ok(());
+            }
+            let is_last = at + 1 == last;
+            let (verdict, module_launch) =
+                self.run_one(agent, &session, &ending, release, attempt, is_last && launch.is_none() && policy_launch.is_none()).await?;
+            if verdict != Verdict::Provisioned {
+                let _ = session.resume().await;
+                return Ok(());
+            }
+            launch = module_launch.or(policy_launch).or(launch);
+        }
+        if let Some(command) = launch {
+            self.launch(agent, &session, &ending, &command).await?;
+        } else {
+            let _ = session.resume().await;
+        }
+        if agent.state() == AgentState::Ready {
+            self.metrics.ready_after(microseconds(now_us() - waited_since_us));
+        }
+        Ok(())
+    }
+
+    async fn launch(&self, agent: &Agent, session: &Session, ending: &CancellationToken, command: &Command) -> Result<(), StoreError> {
+        let launched = tokio::select! {
+            biased;
+            () = ending.cancelled() => return Ok(()),
+            launched = session.launch(command) => launched,
+        };
+        self.roster
+            .change(agent, |row| {
+                if row.state != AgentState::Provisioning {
+                    return None;
+                }
+                Some(match &launched {
+                    Ok(()) => {
+                        row.state = AgentState::Ready;
+                        row.attempt = 0;
+                        format!("provisioned, and `{}` is launched", command.program)
+                    }
+                    Err(error) => {
+                        row.state = AgentState::Failed;
+                        row.releases.clear();
+                        row.retry_at_us = Some(now_us() + outcome::pause_us(row.attempt));
+                        format!("`{}` can not be launched: {error}", command.program)
+                    }
+                })
+            })
+            .await
+    }
+
+    /// Runs one release for one agent, from the run's first row to its verdict.
+    async fn run_one(
+        &self,
+        agent: &Arc<Agent>,
+        session: &Session,
+        ending: &CancellationToken,
+        release: &Arc<Release>,
+        attempt: u32,
+        is_last: bool,
+    ) -> Result<(Verdict, Option<Command>), StoreError> {
+        let ready = match &release.ready {
+            Ok(ready) => ready.clone(),
+            Err(reason) => return self.not_ready(agent, reason).await,
+        };
+        let run = RunRow {
+            id: new_id(),
+            agent_id: agent.id().to_owned(),
+            agent: agent.name().clone(),
+            label: release.label.clone(),
+            release: release.number,
+            module: ready.module.digest(),
+            attempt,
+            verdict: RUNNING.into(),
+            reason: None,
+            began_us: now_us(),
+            ended_us: None,
+            calls: 0,
+            bytes_sent: 0,
+            bytes_saved: 0,
+        };
+        self.store.begin_run(&run).await?;
+        self.metrics.runs_in_progress.inc();
+        let (recorder, records) = journal::channel();
+        let inputs = self.inputs(agent, session, release, &ready, attempt, recorder);
+        let running = async {
+            tokio::select! {
+                outcome = self.sandbox.run(&ready.module, inputs) => outcome,
+                () = ending.cancelled() => Outcome {
+                    verdict: Verdict::LinkLost { reason: format!("the run was ended: {}", agent.view().row.reason) },
+                    counts: Counts::default(),
+                    launch: None,
+                },
+            }
+        };
+        let (outcome, rest) = self.record(&run.id, &records, running).await;
+        let end = RunEnd {
+            verdict: outcome.verdict.word().into(),
+            reason: outcome.verdict.reason(),
+            ended_us: now_us(),
+            calls: outcome.counts.calls.into(),
+            bytes_sent: outcome.counts.bytes_sent,
+            bytes_saved: outcome.counts.bytes_saved,
+        };
+        self.metrics.runs_in_progress.dec();
+        self.metrics.bundle_bytes_sent.inc_by(end.bytes_sent);
+        self.metrics.bundle_bytes_saved.inc_by(end.bytes_saved);
+        self.metrics.run_ended(&release.label, outcome.verdict.word(), microseconds(end.ended_us - run.began_us));
+        let is_last = is_last && outcome.launch.is_none();
+        self.write_end(agent, release, &run.id, &outcome.verdict, is_last, &end, &rest).await;
+        self.following.ended(&run.id);
+        Ok((outcome.verdict, outcome.launch))
+    }
+
+    async fn not_ready(&self, agent: &Agent, reason: &str) -> Result<(Verdict, Option<Command>), StoreError> {
+        self.roster
+            .change(agent, |row| {
+                (row.state == AgentState::Provisioning).then(|| {
+                    row.state = AgentState::Failed;
+                    reason.to_owned()
+                })
+            })
+            .await?;
+        Ok((Verdict::HostFault { reason: reason.to_owned() }, None))
+    }
+
+    fn inputs(
+        &self,
+        agent: &Agent,
+        session: &Session,
+        release: &Release,
+        ready: &Ready,
+        attempt: u32,
+        recorder: journal::Recorder,
+    ) -> RunInputs {
+        let View { row, claims, .. } = agent.view();
+        let registration = Registration {
+            name: row.name.to_string(),
+            label: release.label.to_string(),
+            labels: row.labels.iter().map(ToString::to_string).collect(),
+            executors: claims.executors,
+            root: claims.root,
+            os: claims.os,
+            arch: claims.arch,
+            image: claims.image,
+            attributes: claims.attributes,
+            attempt,
+        };
+        RunInputs {
+            registration,
+            policy: Arc::clone(&release.policy),
+            bundles: BTreeMap::clone(&ready.bundles),
+            secrets: Some(self.secrets.clone()),
+            link: Arc::new(session.clone()),
+            recorder,
+        }
+    }
+
+    /// Writes the end of a run with the agent's new state, and does not give up: a run without an end would hold its agent for ever.
+    #[expect(clippy::too_many_arguments, reason = "all that one transaction writes")]
+    async fn write_end(
+        &self,
+        agent: &Agent,
+        release: &Release,
+        run: &str,
+        verdict: &Verdict,
+        is_last: bool,
+        end: &RunEnd,
+        rest: &records::Rows,
+    ) {
+        loop {
+            let change = |row: &mut AgentRow| after(row, release, run, verdict, is_last);
+            let write =
+                |row, cause: String| async move { self.store.end_run(run, end, &rest.log, &rest.journal, Some((&row, &cause))).await };
+            match self.roster.change_with(agent, change, write).await {
+                Ok(()) => return,
+                Err(StoreError::Conflict(reason) | StoreError::Missing(reason)) => {
+                    tracing::error!(run, reason, "the end of run {run} is not written: {reason}");
+                    return;
+                }
+                Err(error) => tracing::error!(run, %error, "the end of run {run} could not be written; trying again"),
+            }
+            tokio::time::sleep(crate::limits::STORE_RETRY).await;
+        }
+    }
+}
+
+/// Whether nothing is to be done for an agent in this state, until somebody changes it.
+fn halted(state: AgentState) -> bool {
+    matches!(state, AgentState::Gone | AgentState::Lost | AgentState::Quarantined | AgentState::Draining)
+}
+
+fn microseconds(us: i64) -> Duration {
+    Duration::from_micros(u64::try_from(us).unwrap_or_default())
+}
+
+/// What is to be done for one agent.
+struct Work {
+    releases: Vec<Arc<Release>>,
+    cause: String,
+}
+
+/// An agent that is being looked at; given back when dropped.
+struct Taken {
+    roster: Arc<Roster>,
+    agent: Arc<Agent>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(why) = self.agent.release() {
+            self.roster.wake(&self.agent, why);
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! The agents: who is known, in which state and why, and who is due to be looked at.
+//!
+//! Every living agent is in memory, so that a poll of one that is ready reads and writes no SQL; every change of state is in the store
+//! before it is seen here. Heartbeats are gathered and written in batches: after a crash an agent is at worst thought of as silent for a
+//! little longer than it was, and each gets a fresh lease when the server starts.
+//!
+//! Registering is in [`admission`], missing agents in [`leases`]. Deciding what to run is `provision`'s.
+
+pub mod admission;
+pub mod leases;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{AgentState, Register};
+use crate::credential::Credential;
+use crate::journal::now_us;
+use crate::link::frames::Launched;
+use crate::link::session::Session;
+use crate::names::{AgentName, LabelName, TeamName};
+use crate::store::agents::AgentRow;
+use crate::store::{Store, StoreError};
+
+/// The living agents.
+pub struct Roster {
+    store: Store,
+    settings: Settings,
+    agents: RwLock<Agents>,
+    due: Mutex<HashMap<String, Why>>,
+    due_changed: Notify,
+    sessions: AtomicI64,
+}
+
+#[derive(Default)]
+struct Agents {
+    by_name: BTreeMap<AgentName, Arc<Agent>>,
+    by_id: HashMap<String, Arc<Agent>>,
+}
+
+/// What an admin sets.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How often an agent polls.
+    pub poll: Duration,
+    /// How long a lost agent is kept before it is gone.
+    pub lost_kept: Duration,
+    /// Sessions open at once.
+    pub sessions_max: usize,
+}
+
+/// Why an agent is due to be looked at. A later one counts for more: it overrules a pause before a retry, for instance.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It polled, or its session opened.
+    Heard,
+    /// Its pause is over.
+    Retry,
+    /// A release of one of its labels is in force.
+    Release(String),
+    /// The agent program was started anew, so what it was brought to may be gone.
+    Restarted,
+    /// A person asked for it.
+    Asked(String),
+}
+
+/// One living agent.
+pub struct Agent {
+    id: String,
+    name: AgentName,
+    /// Held while the row is being changed; the store's order is memory's order.
+    changing: tokio::sync::Mutex<()>,
+    live: Mutex<Live>,
+    seen_us: AtomicI64,
+    seen_stored_us: AtomicI64,
+    busy: AtomicBool,
+}
+
+struct Live {
+    row: AgentRow,
+    claims: Register,
+    session: Option<Session>,
+    launched: Option<Launched>,
+    ending: CancellationToken,
+    deferred: Option<Why>,
+}
+
+/// An agent as it is at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Its row.
+    pub row: AgentRow,
+    /// What it said of itself.
+    pub claims: Register,
+    /// Whether its session is open.
+    pub session: bool,
+    /// How what was launched is, if its session said so.
+    pub launched: Option<Launched>,
+    /// When it was last heard of.
+    pub seen_us: i64,
+}
+
+impl Agent {
+    fn new(row: AgentRow, claims: Register) -> Arc<Self> {
+        Arc::new(Self {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            changing: tokio::sync::Mutex::default(),
+            seen_us: AtomicI64::new(row.last_seen_us),
+            seen_stored_us: AtomicI64::new(row.last_seen_us),
+            live: Mutex::new(Live { row, claims, session: None, launched: None, ending: CancellationToken::new(), deferred: None }),
+            busy: AtomicBool::new(false),
+        })
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its id, never used twice.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &AgentName {
+        &self.name
+    }
+
+    /// The agent as it is now.
+    pub fn view(&self) -> View {
+        let live = self.live();
+        View {
+            row: live.row.clone(),
+            claims: live.claims.clone(),
+            session: live.session.is_some(),
+            launched: live.launched.clone(),
+            seen_us: self.seen_us.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> AgentState {
+        self.live().row.state
+    }
+
+    /// Whether it carries a label.
+    pub fn carries(&self, label: &LabelName) -> bool {
+        self.live().row.labels.contains(label)
+    }
+
+    /// The team whose token it registered with.
+    pub fn team(&self) -> Option<TeamName> {
+        self.live().row.team.clone()
+    }
+
+    /// Its open session.
+    pub fn session(&self) -> Option<Session> {
+        self.live().session.clone()
+    }
+
+    /// Cancelled when what is under way for the agent is to end: it is drained, stopped or removed.
+    pub fn ending(&self) -> CancellationToken {
+        self.live().ending.clone()
+    }
+
+    /// Ends what is under way for the agent.
+    pub fn end(&self) {
+        let mut live = self.live();
+        live.ending.cancel();
+        live.ending = CancellationToken::new();
+    }
+
+    /// Notes that the agent was heard of.
+    pub fn heard(&self) {
+        self.seen_us.fetch_max(now_us(), Ordering::Relaxed);
+    }
+
+    /// Notes how what was launched is.
+    pub fn launched(&self, launched: Launched) {
+        self.live().launched = Some(launched);
+    }
+
+    /// Takes the agent to look at it; false if somebody has it, who is then told of `why` when giving it back.
+    ///
+    /// Given back with [`Agent::release`].
+    pub fn take(&self, why: &Why) -> bool {
+        let mut live = self.live();
+        let taken = !self.busy.swap(true, Ordering::AcqRel);
+        if !taken && live.deferred.as_ref() < Some(why) {
+            live.deferred = Some(why.clone());
+        }
+        taken
+    }
+
+    /// Whether somebody has it.
+    pub fn is_taken(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// Gives the agent back, and says for what it is to be looked at again.
+    pub fn release(&self) -> Option<Why> {
+        let mut live = self.live();
+        self.busy.store(false, Ordering::Release);
+        live.deferred.take()
+    }
+}
+
+impl Roster {
+    /// Loads the living agents and gives each a fresh lease.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load(store: Store, settings: Settings) -> Result<Self, StoreError> {
+        let mut agents = Agents::default();
+        let now = now_us();
+        for mut row in store.living_agents().await? {
+            let Ok(claims) = serde_json::from_str::<Register>(&row.claims) else {
+                tracing::error!(agent = %row.name, "an agent's claims can not be read; it has to register again");
+                row.state = AgentState::Gone;
+                row.reason = "its record was damaged".into();
+                store.update_agent(&row, Some("its record was damaged")).await?;
+                continue;
+            };
+            // A release may have been made just before the server ended; one try finds out.
+            if row.state == AgentState::Failed {
+                row.retry_at_us.get_or_insert(now);
+            }
+            let agent = Agent::new(row, claims);
+            agent.seen_us.store(now, Ordering::Relaxed);
+            agents.by_name.insert(agent.name.clone(), Arc::clone(&agent));
+            agents.by_id.insert(agent.id.clone(), agent);
+        }
+        Ok(Self {
+            store,
+            settings,
+            agents: RwLock::new(agents),
+            due: Mutex::default(),
+            due_changed: Notify::new(),
+            sessions: AtomicI64::new(0),
+        })
+    }
+
+    fn agents(&self) -> std::sync::RwLockReadGuard<'_, Agents> {
+        self.agents.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The living agent of a name.
+    pub fn by_name(&self, name: &AgentName) -> Option<Arc<Agent>> {
+        self.agents().by_name.get(name).cloned()
+    }
+
+    /// The living agent whose own credential this is.
+    pub fn authenticate(&self, credential: &Credential) -> Option<Arc<Agent>> {
+        let agent = self.agents().by_id.get(&credential.id).cloned()?;
+        let fits = credential.fits(&agent.live().row.credential_hash);
+        fits.then_some(agent)
+    }
+
+    /// All living agents, by name.
+    pub fn all(&self) -> Vec<Arc<Agent>> {
+        self.agents().by_name.values().cloned().collect()
+    }
+
+    /// Up to `limit` living agents after a name, that pass a test.
+    pub fn page(&self, after: Option<&AgentName>, limit: usize, passes: impl Fn(&Agent) -> bool) -> Vec<Arc<Agent>> {
+        let agents = self.agents();
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        agents
+            .by_name
+            .range((from, std::ops::Bound::Unbounded))
+            .map(|(_, agent)| agent)
+            .filter(|agent| passes(agent))
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// How many living agents are in each state, of those that pass a test.
+    pub fn count(&self, passes: impl Fn(&Agent) -> bool) -> BTreeMap<AgentState, u64> {
+        let mut counts = BTreeMap::new();
+        for agent in self.agents().by_name.values().filter(|agent| passes(agent)) {
+            *counts.entry(agent.state()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// Changes an agent's row: in the store first, then here.
+    ///
+    /// `change` says what is different and why; when it answers none, nothing is written. The cause becomes the row's reason.
+    ///
+    /// # Errors
+    /// When the store fails; nothing has changed then.
+    pub async fn change(&self, agent: &Agent, change: impl FnOnce(&mut AgentRow) -> Option<String>) -> Result<(), StoreError> {
+        let _changing = agent.changing.lock().await;
+        let mut row = agent.live().row.clone();
+        let state = row.state;
+        let Some(cause) = change(&mut row) else { return Ok(()) };
+        stamp(&mut row, state, &cause);
+        self.store.update_agent(&row, Some(&cause)).await?;
+        self.put(agent, row);
+        Ok(())
+    }
+
+    /// Changes an agent's row together with something else, in one transaction that `write` makes.
+    ///
+    /// # Errors
+    /// When the store fails; nothing has changed then.
+    pub async fn change_with<F>(
+        &self,
+        agent: &Agent,
+        change: impl FnOnce(&mut AgentRow) -> String,
+        write: impl FnOnce(AgentRow, String) -> F,
+    ) -> Result<(), StoreError>
+    where
+        F: Future<Output = Result<(), StoreError>>,
+    {
+        let _changing = agent.changing.lock().await;
+        let mut row = agent.live().row.clone();
+        let state = row.state;
+        let cause = change(&mut row);
+        stamp(&mut row, state, &cause);
+        write(row.clone(), cause).await?;
+        self.put(agent, row);
+        Ok(())
+    }
+
+    fn put(&self, agent: &Agent, row: AgentRow) {
+        let (state, reason) = (row.state, row.reason.clone());
+        agent.live().row = row;
+        tracing::info!(agent = %agent.name, state = ?state, reason, "agent {} is {state:?}: {reason}", agent.name);
+    }
+
+    /// Opens an agent's session, in place of one that may be open still. The one before is closed.
+    pub fn open_session(&self, agent: &Agent, session: Session, launched: Launched) {
+        let before = {
+            let mut live = agent.live();
+            live.launched = Some(launched);
+            live.session.replace(session)
+        };
+        match before {
+            Some(before) => before.close("the agent opened another session"),
+            None => {
+                self.sessions.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Closes an agent's session, unless another one has taken its place.
+    pub fn close_session(&self, agent: &Agent, session: &Session, reason: &str) {
+        session.close(reason);
+        let mut live = agent.live();
+        if live.session.as_ref().is_some_and(|open| open.is(session)) {
+            live.session = None;
+            live.launched = None;
+            self.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many sessions are open.
+    pub fn sessions(&self) -> usize {
+        usize::try_from(self.sessions.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// Marks an agent as due to be looked at.
+    pub fn wake(&self, agent: &Agent, why: Why) {
+        {
+            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = due.entry(agent.id.clone()).or_insert(Why::Heard);
+            if why > *waiting {
+                *waiting = why;
+            }
+        }
+        self.due_changed.notify_one();
+    }
+
+    /// Marks all agents of a label as due.
+    pub fn wake_label(&self, label: &LabelName, why: &Why) {
+        for agent in self.all().iter().filter(|agent| agent.carries(label)) {
+            self.wake(agent, why.clone());
+        }
+    }
+
+    /// Waits for agents that are due, and takes them all.
+    pub async fn due(&self) -> Vec<(Arc<Agent>, Why)> {
+        loop {
+            let changed = self.due_changed.notified();
+            let due = std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner));
+            if !due.is_empty() {
+                let agents = self.agents();
+                return due.into_iter().filter_map(|(id, why)| Some((Arc::clone(agents.by_id.get(&id)?), why))).collect();
+            }
+            changed.await;
+        }
+    }
+
+    /// Gives an agent up: its credential is worth nothing any more, its session is closed and its name is free.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn give_up(&self, agent: &Agent, cause: &str) -> Result<(), StoreError> {
+        self.change(agent, |row| {
+            row.state = AgentState::Gone;
+            row.retry_at_us = None;
+            Some(cause.to_owned())
+        })
+        .await?;
+        {
+            let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
+            agents.by_id.remove(&agent.id);
+            if agents.by_name.get(&agent.name).is_some_and(|other| other.id == agent.id) {
+                agents.by_name.remove(&agent.name);
+            }
+        }
+        agent.end();
+        if let Some(session) = agent.session() {
+            self.close_session(agent, &session, cause);
+        }
+        Ok(())
+    }
+
+    /// Writes the heartbeats that came since the last time.
+    ///
+    /// # Errors
+    /// When the store fails; they are written the next time then.
+    pub async fn flush_heartbeats(&self) -> Result<usize, StoreError> {
+        let mut seen = Vec::new();
+        let mut agents = Vec::new();
+        for agent in self.all() {
+            let now = agent.seen_us.load(Ordering::Relaxed);
+            if now != agent.seen_stored_us.load(Ordering::Relaxed) {
+                seen.push((agent.id.clone(), now));
+                agents.push(agent);
+            }
+        }
+        if seen.is_empty() {
+            return Ok(0);
+        }
+        self.store.update_agents_seen(&seen).await?;
+        for (agent, (_, now)) in agents.iter().zip(&seen) {
+            agent.seen_stored_us.store(*now, Ordering::Relaxed);
+        }
+        Ok(seen.len())
+    }
+}
+
+fn stamp(row: &mut AgentRow, state: AgentState, cause: &str) {
+    row.reason = cause.to_owned();
+    if row.state != state {
+        row.since_us = now_us();
+    }
+}

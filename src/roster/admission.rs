@@ -1,0 +1,311 @@
+//! Registering and polling: who is let in, and what is kept of what they say.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+
+use rand::RngExt as _;
+
+use crate::api::{AgentState, Register, Registered, RegisteredAgent};
+use crate::credential::{self, Holder};
+use crate::journal::now_us;
+use crate::limits::{
+    AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, AGENTS_MAX, PATH_BYTES_MAX, POLL_JITTER_SHARE,
+};
+use crate::names::{Digest, LabelName};
+use crate::roster::{Agent, Roster, Why};
+use crate::store::StoreError;
+use crate::store::agents::AgentRow;
+use crate::store::tokens::TokenRow;
+
+/// The path at which a session is opened.
+pub const SESSION_PATH: &str = "/v1/session";
+
+/// Why an agent is not let in.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// What it said of itself can not be so.
+    #[error("{field}: {problem}")]
+    Claim {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It claims labels that its token does not allow.
+    #[error("the token does not allow the labels {0}")]
+    Labels(String),
+    /// Another agent of that name lives.
+    #[error("the name `{0}` is held by an agent that lives")]
+    Taken(String),
+    /// It goes by another name than the credential's.
+    #[error("the credential is that of agent `{0}`; an agent that goes by another name registers anew with its join token")]
+    OtherName(String),
+    /// There is no room for another agent.
+    #[error("this server holds {AGENTS_MAX} agents, and no more")]
+    Full,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+/// Checks what an agent says of itself, beyond what its types check.
+fn check(claims: &Register) -> Result<(), AdmissionError> {
+    let wrong = |field, problem: String| Err(AdmissionError::Claim { field, problem });
+    if claims.labels.is_empty() || claims.labels.len() > AGENT_LABELS_MAX {
+        return wrong("labels", format!("{} labels; an agent carries 1 to {AGENT_LABELS_MAX}", claims.labels.len()));
+    }
+    if let Some(twice) = claims.labels.iter().enumerate().find(|(at, label)| claims.labels.iter().take(*at).any(|other| other == *label)) {
+        return wrong("labels", format!("`{}` is named twice", twice.1));
+    }
+    if claims.executors == 0 || claims.executors > AGENT_EXECUTORS_MAX {
+        return wrong("executors", format!("{} is not between 1 and {AGENT_EXECUTORS_MAX}", claims.executors));
+    }
+    let odd_root =
+        !claims.root.starts_with('/') || claims.root.split('/').any(|part| part == "..") || claims.root.contains(char::is_control);
+    if odd_root || claims.root.len() > PATH_BYTES_MAX {
+        return wrong("root", "it is an absolute path without `..`".into());
+    }
+    if claims.attributes.len() > AGENT_ATTRIBUTES_MAX {
+        return wrong("attributes", format!("{}; an agent has at most {AGENT_ATTRIBUTES_MAX}", claims.attributes.len()));
+    }
+    let texts = [
+        ("address", claims.address.as_ref()),
+        ("os", Some(&claims.os)),
+        ("arch", Some(&claims.arch)),
+        ("image", claims.image.as_ref()),
+        ("ssh_host_key", claims.ssh_host_key.as_ref()),
+        ("instance", claims.instance.as_ref()),
+    ];
+    let attributes = claims.attributes.iter().flat_map(|(name, value)| [("attributes", Some(name)), ("attributes", Some(value))]);
+    for (field, text) in texts.into_iter().chain(attributes) {
+        if text.is_some_and(|text| text.len() > AGENT_TEXT_BYTES_MAX || text.contains(char::is_control)) {
+            return wrong(field, format!("at most {AGENT_TEXT_BYTES_MAX} bytes, and no control characters"));
+        }
+    }
+    Ok(())
+}
+
+fn allowed(labels: &[LabelName], token_labels: &[LabelName]) -> Result<(), AdmissionError> {
+    let foreign: Vec<_> = labels.iter().filter(|label| !token_labels.contains(label)).map(ToString::to_string).collect();
+    if foreign.is_empty() { Ok(()) } else { Err(AdmissionError::Labels(foreign.join(", "))) }
+}
+
+impl Roster {
+    /// Admits an agent with a join token, and answers with a credential of its own.
+    ///
+    /// A name that a living agent holds is refused, with one exception: the same machine asks again because the answer was lost. It is
+    /// known by its `key`, a secret that it made before it first asked; it gets a new credential for the agent that it already is.
+    ///
+    /// # Errors
+    /// When the claims are wrong or not allowed, the name is held, or the store fails.
+    pub async fn admit(&self, token: &TokenRow, claims: Register, key: Option<&str>) -> Result<Registered, AdmissionError> {
+        check(&claims)?;
+        allowed(&claims.labels, &token.labels)?;
+        let key_hash = key.map(|key| Digest::of(key.as_bytes()).to_string());
+        let before = self.by_name(&claims.name);
+        if let Some(agent) = &before {
+            let (state, known_key) = {
+                let live = agent.live();
+                (live.row.state, live.row.registration_key_hash.clone())
+            };
+            if key_hash.is_some() && known_key == key_hash {
+                return self.admit_again(agent, token, claims).await;
+            }
+            if state != AgentState::Lost {
+                return Err(AdmissionError::Taken(claims.name.to_string()));
+            }
+        } else if self.agents().by_id.len() >= AGENTS_MAX {
+            return Err(AdmissionError::Full);
+        }
+        let made = credential::make(Holder::Agent, credential::new_id());
+        let now = now_us();
+        let cause = "it registered";
+        let row = AgentRow {
+            id: made.id,
+            name: claims.name.clone(),
+            credential_hash: made.hash,
+            token_id: token.id.clone(),
+            team: token.team.clone(),
+            claims: kept(&claims)?,
+            labels: claims.labels.clone(),
+            state: AgentState::Registered,
+            reason: cause.into(),
+            since_us: now,
+            retry_at_us: None,
+            attempt: 0,
+            releases: std::collections::BTreeMap::new(),
+            instance: claims.instance.clone(),
+            registration_key_hash: key_hash,
+            last_seen_us: now,
+            registered_us: now,
+        };
+        // A lost one that polls at this moment either comes back first and keeps its name, or finds that it is gone.
+        let _changing = match &before {
+            Some(before) => Some(before.changing.lock().await),
+            None => None,
+        };
+        if before.as_ref().is_some_and(|before| before.state() != AgentState::Lost) {
+            return Err(AdmissionError::Taken(claims.name.to_string()));
+        }
+        let inserted = self.store.insert_agent(&row, cause, before.as_deref().map(Agent::id)).await;
+        inserted.map_err(|error| match error {
+            StoreError::Conflict(_) => AdmissionError::Taken(claims.name.to_string()),
+            other => AdmissionError::Store(other),
+        })?;
+        let agent = Agent::new(row, claims);
+        {
+            let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(before) = &before {
+                agents.by_id.remove(before.id());
+            }
+            agents.by_name.insert(agent.name.clone(), Arc::clone(&agent));
+            agents.by_id.insert(agent.id.clone(), Arc::clone(&agent));
+        }
+        if let Some(before) = &before {
+            before.live().row.state = AgentState::Gone;
+            before.end();
+            if let Some(session) = before.session() {
+                self.close_session(before, &session, "another machine took the agent's name");
+            }
+        }
+        tracing::info!(agent = %agent.name, token = token.id, "agent {} registered", agent.name);
+        self.wake(&agent, Why::Heard);
+        Ok(self.answer(&agent, Some(made.text)))
+    }
+
+    async fn admit_again(&self, agent: &Arc<Agent>, token: &TokenRow, claims: Register) -> Result<Registered, AdmissionError> {
+        let made = credential::make(Holder::Agent, agent.id.clone());
+        let text = kept(&claims)?;
+        let (labels, hash, token_id, team) = (claims.labels.clone(), made.hash, token.id.clone(), token.team.clone());
+        self.change(agent, |row| {
+            row.credential_hash = hash;
+            row.token_id = token_id;
+            row.team = team;
+            row.claims = text;
+            row.labels = labels;
+            // The same machine, from its beginning: whatever had been decided of its earlier life is looked at anew.
+            if row.state != AgentState::Quarantined {
+                row.state = AgentState::Registered;
+            }
+            row.releases.clear();
+            row.attempt = 0;
+            row.retry_at_us = None;
+            Some("it registered again: the answer to its first registration was lost".into())
+        })
+        .await?;
+        agent.live().claims = claims;
+        agent.heard();
+        self.wake(agent, Why::Restarted);
+        Ok(self.answer(agent, Some(made.text)))
+    }
+
+    /// Takes a poll that says nothing new of an agent that is not lost: memory alone is touched. None if it is another poll.
+    pub fn poll_unchanged(&self, agent: &Agent, claims: &Register) -> Option<Registered> {
+        {
+            let live = agent.live();
+            if live.claims != *claims || live.row.state == AgentState::Lost {
+                return None;
+            }
+        }
+        agent.heard();
+        Some(self.answer(agent, None))
+    }
+
+    /// Takes any other poll.
+    ///
+    /// `token_labels` are the labels of the token that the agent registered with; they are asked for only when its labels have changed.
+    ///
+    /// # Errors
+    /// When the claims changed to something that is wrong or not allowed, or the store fails.
+    pub async fn poll<F>(
+        &self,
+        agent: &Arc<Agent>,
+        claims: Register,
+        token_labels: impl FnOnce(String) -> F,
+    ) -> Result<Registered, AdmissionError>
+    where
+        F: Future<Output = Result<Vec<LabelName>, StoreError>>,
+    {
+        agent.heard();
+        let (same, state) = {
+            let live = agent.live();
+            (live.claims == claims, live.row.state)
+        };
+        if !same {
+            self.change_claims(agent, claims, token_labels).await?;
+        } else if state == AgentState::Lost {
+            self.change(agent, |row| {
+                row.state = AgentState::Registered;
+                Some("it polls again".into())
+            })
+            .await?;
+            self.wake(agent, Why::Heard);
+        }
+        Ok(self.answer(agent, None))
+    }
+
+    async fn change_claims<F>(
+        &self,
+        agent: &Arc<Agent>,
+        claims: Register,
+        token_labels: impl FnOnce(String) -> F,
+    ) -> Result<(), AdmissionError>
+    where
+        F: Future<Output = Result<Vec<LabelName>, StoreError>>,
+    {
+        if claims.name != agent.name {
+            return Err(AdmissionError::OtherName(agent.name.to_string()));
+        }
+        check(&claims)?;
+        let (row, before) = {
+            let live = agent.live();
+            (live.row.clone(), live.claims.clone())
+        };
+        if claims.labels != row.labels {
+            allowed(&claims.labels, &token_labels(row.token_id.clone()).await?)?;
+        }
+        let restarted = claims.instance != before.instance;
+        let text = kept(&claims)?;
+        let labels = claims.labels.clone();
+        self.change(agent, |row| {
+            row.claims = text;
+            row.labels = labels;
+            if restarted && row.state != AgentState::Quarantined || row.state == AgentState::Lost {
+                row.state = AgentState::Registered;
+            }
+            if restarted {
+                row.releases.clear();
+                row.attempt = 0;
+            }
+            Some(if restarted { "the agent program was started anew".into() } else { "what it says of itself has changed".into() })
+        })
+        .await?;
+        agent.live().claims = claims;
+        self.wake(agent, if restarted { Why::Restarted } else { Why::Release("what it says of itself has changed".into()) });
+        Ok(())
+    }
+
+    fn answer(&self, agent: &Agent, credential: Option<String>) -> Registered {
+        let live = agent.live();
+        // An agent that waits for a run is let in beyond the bound: the bound is for those who merely stay.
+        let waits = matches!(live.row.state, AgentState::Registered | AgentState::Failed);
+        let wanted = live.session.is_none() && (waits || self.sessions() < self.settings.sessions_max);
+        let jitter = rand::rng().random_range(1.0 - POLL_JITTER_SHARE..=1.0 + POLL_JITTER_SHARE);
+        Registered {
+            agent: RegisteredAgent {
+                id: agent.id.clone(),
+                name: agent.name.to_string(),
+                labels: live.row.labels.iter().map(ToString::to_string).collect(),
+                state: live.row.state,
+                reason: Some(live.row.reason.clone()),
+            },
+            credential,
+            poll_after_ms: u64::try_from(self.settings.poll.mul_f64(jitter).as_millis()).unwrap_or(u64::MAX),
+            session: wanted.then(|| SESSION_PATH.to_owned()),
+        }
+    }
+}
+
+fn kept(claims: &Register) -> Result<String, AdmissionError> {
+    serde_json::to_string(claims).map_err(|error| AdmissionError::Claim { field: "claims", problem: error.to_string() })
+}

@@ -1,0 +1,169 @@
+//! The house put together: one server in this process, from its configuration to its last request.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::api::TokenKind;
+use crate::config::Config;
+use crate::credential::{self, Holder};
+use crate::http::{self, App, Parts};
+use crate::journal::now_us;
+use crate::limits::{EVENTS_KEPT_PER_AGENT, GONE_KEPT, STOP_GRACE};
+use crate::machine::root::replace;
+use crate::provision::Provision;
+use crate::reconcile;
+use crate::roster::{Roster, Settings};
+use crate::sandbox::Sandbox;
+use crate::shelf::Shelf;
+use crate::store::Store;
+use crate::store::blobs::Blobs;
+use crate::store::clear::Kept;
+use crate::store::secrets::Secrets;
+use crate::store::tokens::TokenRow;
+use crate::telemetry::Metrics;
+
+/// The file of the first admin's token, in the data directory.
+const ADMIN_TOKEN_NAME: &str = "admin.token";
+
+/// Why a server does not start or stop, for a person: each says what was wanted.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A server that runs in this process.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The file of the admin's token.
+    pub admin_token: PathBuf,
+    /// Whether this start made it.
+    pub admin_token_is_new: bool,
+    ending: CancellationToken,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    store: Store,
+    roster: Arc<Roster>,
+    _lock: std::fs::File,
+    _work: [AbortOnDropHandle<()>; 2],
+}
+
+impl Server {
+    /// Starts a server: opens the store, ends what an earlier life left, and listens.
+    ///
+    /// # Errors
+    /// When something that it needs can not be had; each says what.
+    pub async fn start(config: &Config) -> Result<Self, Failure> {
+        let data = open_data(&config.data)?;
+        let lock = lock(&config.data)?;
+        let url = match &config.database {
+            Some(url) => url.as_str().to_owned(),
+            None => format!("sqlite://{}", config.data.join("muster.db").display()),
+        };
+        let store = Store::open(&url).await?;
+        let blobs = Blobs::open(&config.data.join("contents")).await?;
+        let secrets = Secrets::open(&config.data.join("secrets"))?;
+        let admin_token_is_new = make_admin_token(&data, &store).await?;
+        let metrics = Arc::new(Metrics::new());
+        // The engine does not make the directory of its cache by itself when it is told where.
+        data.create_dir_all("compiled")?;
+        let cache = std::path::absolute(config.data.join("compiled"))?;
+        let sandbox = Arc::new(Sandbox::new(Some(cache), config.runs.at_once)?);
+        let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), Arc::clone(&sandbox)).await?);
+        let settings =
+            Settings { poll: config.register.poll_interval(), lost_kept: config.register.lost_kept(), sessions_max: config.sessions.max };
+        let roster = Arc::new(Roster::load(store.clone(), settings).await?);
+        let provision = Provision::new(
+            store.clone(),
+            Arc::clone(&shelf),
+            Arc::clone(&roster),
+            sandbox,
+            secrets,
+            Arc::clone(&metrics),
+            config.runs.at_once,
+        );
+        let provision = Arc::new(provision);
+        provision.recover().await?;
+        let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("can not listen on {}: {error}", config.listen))?;
+        let address = listener.local_addr()?;
+        let ending = CancellationToken::new();
+        let app = App::new(Parts {
+            store: store.clone(),
+            blobs,
+            shelf,
+            roster: Arc::clone(&roster),
+            provision: Arc::clone(&provision),
+            metrics,
+            metrics_public: config.metrics.public,
+            ending: ending.clone(),
+        });
+        let kept = Kept {
+            runs_per_agent: config.kept.runs_per_agent,
+            records_us: i64::from(config.kept.record_days) * 24 * 3600 * 1_000_000,
+            events_per_agent: EVENTS_KEPT_PER_AGENT,
+            gone_us: i64::try_from(GONE_KEPT.as_micros()).unwrap_or(i64::MAX),
+        };
+        let work = [
+            AbortOnDropHandle::new(tokio::spawn(provision.work())),
+            AbortOnDropHandle::new(tokio::spawn(reconcile::work(store.clone(), Arc::clone(&roster), settings.poll, kept))),
+        ];
+        let serving = tokio::spawn(http::serve(listener, app, STOP_GRACE));
+        let admin_token = config.data.join(ADMIN_TOKEN_NAME);
+        Ok(Self { address, admin_token, admin_token_is_new, ending, serving, store, roster, _lock: lock, _work: work })
+    }
+
+    /// Stops: takes no more requests, ends sessions and streams, and writes what is still to be written.
+    ///
+    /// Runs that are under way are cut off; they end at the next start, and are tried again.
+    ///
+    /// # Errors
+    /// When serving had failed, or the last heartbeats can not be written.
+    pub async fn stop(self) -> Result<(), Failure> {
+        self.ending.cancel();
+        self.serving.await??;
+        self.roster.flush_heartbeats().await?;
+        self.store.close().await;
+        Ok(())
+    }
+}
+
+/// Makes the data directory, which nobody else may look into.
+fn open_data(path: &Path) -> Result<Dir, Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| format!("can not make the data directory {}: {error}", path.display()))?;
+    Ok(Dir::open_ambient_dir(path, ambient_authority())?)
+}
+
+/// Keeps a second server out of the data directory. The lock goes with the process.
+fn lock(data: &Path) -> Result<std::fs::File, Failure> {
+    let file = std::fs::File::create(data.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(format!("another server uses the data directory {}", data.display()).into()),
+        Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Makes the first admin's token, unless its file is there. The row is written first: a file without a row would be worth nothing.
+async fn make_admin_token(data: &Dir, store: &Store) -> Result<bool, Failure> {
+    if data.exists(ADMIN_TOKEN_NAME) {
+        return Ok(false);
+    }
+    let made = credential::make(Holder::Token, credential::new_id());
+    let row = TokenRow {
+        id: made.id,
+        kind: TokenKind::Admin,
+        team: None,
+        labels: Vec::new(),
+        secret_hash: made.hash,
+        made_us: now_us(),
+        revoked_us: None,
+    };
+    store.insert_token(&row).await?;
+    replace(data, Path::new(ADMIN_TOKEN_NAME), format!("{}\n", made.text).as_bytes(), 0o600)?;
+    Ok(true)
+}

@@ -1,0 +1,264 @@
+//! What a server tells about itself: its log, on standard error, and its metrics.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+
+use crate::api::AgentState;
+use crate::names::LabelName;
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line an event, for people.
+    Compact,
+    /// One JSON object an event, for programs.
+    Json,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter can not be read.
+    #[error("`{filter}` is no log filter")]
+    Filter {
+        /// The filter as it was given.
+        filter: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// There is a log in this process already.
+    #[error("the log can not be set up")]
+    Install(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Sets up the log of this process, on standard error.
+///
+/// `filter` is as tracing-subscriber's `EnvFilter` reads it: `info`, `muster=debug,sqlx=warn`.
+///
+/// # Errors
+/// When the filter can not be read, or when it was done already.
+pub fn start_log(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
+    let parsed = EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
+    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Compact => log.compact().try_init(),
+        LogFormat::Json => log.json().try_init(),
+    }
+    .map_err(TelemetryError::Install)
+}
+
+/// What came of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegistrationOutcome {
+    /// A new agent was admitted.
+    Admitted,
+    /// It was refused.
+    Refused,
+}
+
+/// What came of compiling an uploaded module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompileOutcome {
+    /// It was compiled.
+    Compiled,
+    /// It is no module that this server takes.
+    Refused,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RunLabels {
+    label: String,
+    verdict: String,
+}
+
+/// The metrics of one server.
+///
+/// Nothing that an agent or a module chooses becomes a metric's label: outcomes and states are fixed words, and a label is one that has a
+/// policy. Several servers in one process have each their own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    registrations: Family<OutcomeLabels, Counter>,
+    /// Polls answered.
+    pub polls: Counter,
+    runs: Family<RunLabels, Counter>,
+    run_seconds: Histogram,
+    time_to_ready_seconds: Histogram,
+    /// Bytes of bundle content that were sent to agents.
+    pub bundle_bytes_sent: Counter,
+    /// Bytes of bundle content that agents had already.
+    pub bundle_bytes_saved: Counter,
+    agents: Family<StateLabels, Gauge>,
+    /// Sessions that are open.
+    pub sessions: Gauge,
+    /// Runs that go on.
+    pub runs_in_progress: Gauge,
+    compiles: Family<OutcomeLabels, Counter>,
+}
+
+impl Metrics {
+    /// Metrics that count from zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("muster"),
+            registrations: Family::default(),
+            polls: Counter::default(),
+            runs: Family::default(),
+            run_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 12)),
+            time_to_ready_seconds: Histogram::new(exponential_buckets(0.01, 4.0, 12)),
+            bundle_bytes_sent: Counter::default(),
+            bundle_bytes_saved: Counter::default(),
+            agents: Family::default(),
+            sessions: Gauge::default(),
+            runs_in_progress: Gauge::default(),
+            compiles: Family::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("registrations", "Registrations, by what came of them", metrics.registrations.clone());
+        registry.register("polls", "Polls answered", metrics.polls.clone());
+        registry.register("runs", "Runs that ended, by label and verdict", metrics.runs.clone());
+        registry.register("run_seconds", "How long runs took", metrics.run_seconds.clone());
+        let to_ready = metrics.time_to_ready_seconds.clone();
+        registry.register("time_to_ready_seconds", "How long agents took to be ready, from when they began to wait for it", to_ready);
+        registry.register("bundle_bytes_sent", "Bytes of bundle content sent to agents", metrics.bundle_bytes_sent.clone());
+        registry.register("bundle_bytes_saved", "Bytes of bundle content that agents had already", metrics.bundle_bytes_saved.clone());
+        registry.register("agents", "Agents, by state", metrics.agents.clone());
+        registry.register("sessions", "Sessions that are open", metrics.sessions.clone());
+        registry.register("runs_in_progress", "Runs that go on", metrics.runs_in_progress.clone());
+        registry.register("compiles", "Modules compiled, by what came of it", metrics.compiles.clone());
+        metrics
+    }
+
+    /// Counts a registration.
+    pub fn registered(&self, outcome: RegistrationOutcome) {
+        let outcome = match outcome {
+            RegistrationOutcome::Admitted => "admitted",
+            RegistrationOutcome::Refused => "refused",
+        };
+        self.registrations.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Counts a run that ended. `verdict` is the verdict's word, and `label` one that has a policy.
+    pub fn run_ended(&self, label: &LabelName, verdict: &str, took: Duration) {
+        self.runs.get_or_create(&RunLabels { label: label.to_string(), verdict: verdict.into() }).inc();
+        self.run_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Notes how long an agent took from registering to being ready.
+    pub fn ready_after(&self, took: Duration) {
+        self.time_to_ready_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Says how many agents are in a state.
+    pub fn set_agents(&self, state: AgentState, count: u64) {
+        let state = match state {
+            AgentState::Registered => "registered",
+            AgentState::Provisioning => "provisioning",
+            AgentState::Ready => "ready",
+            AgentState::Failed => "failed",
+            AgentState::Draining => "draining",
+            AgentState::Lost => "lost",
+            AgentState::Gone => "gone",
+            AgentState::Quarantined => "quarantined",
+        };
+        self.agents.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a module that was compiled, or could not be.
+    pub fn compiled(&self, outcome: CompileOutcome) {
+        let outcome = match outcome {
+            CompileOutcome::Compiled => "compiled",
+            CompileOutcome::Refused => "refused",
+        };
+        self.compiles.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// All metrics in the text format of `OpenMetrics`: `application/openmetrics-text; version=1.0.0; charset=utf-8`.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a `String` does not fail, and no metric here refuses to be written.
+        if encode(&mut text, &self.registry).is_err() {
+            tracing::error!("the metrics can not be written");
+        }
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_told_under_its_name() {
+        let metrics = Metrics::new();
+        metrics.registered(RegistrationOutcome::Admitted);
+        metrics.registered(RegistrationOutcome::Refused);
+        metrics.polls.inc();
+        metrics.run_ended(&"linux".parse().unwrap(), "provisioned", Duration::from_millis(3));
+        metrics.ready_after(Duration::from_secs(2));
+        metrics.bundle_bytes_sent.inc_by(10);
+        metrics.bundle_bytes_saved.inc_by(90);
+        metrics.set_agents(AgentState::Ready, 7);
+        metrics.sessions.inc();
+        metrics.runs_in_progress.set(2);
+        metrics.compiled(CompileOutcome::Compiled);
+        let text = metrics.encode();
+        for line in [
+            "muster_registrations_total{outcome=\"admitted\"} 1",
+            "muster_registrations_total{outcome=\"refused\"} 1",
+            "muster_polls_total 1",
+            "muster_runs_total{label=\"linux\",verdict=\"provisioned\"} 1",
+            "muster_run_seconds_count 1",
+            "muster_run_seconds_bucket{le=\"0.004\"} 1",
+            "muster_time_to_ready_seconds_sum 2.0",
+            "muster_bundle_bytes_sent_total 10",
+            "muster_bundle_bytes_saved_total 90",
+            "muster_agents{state=\"ready\"} 7",
+            "muster_sessions 1",
+            "muster_runs_in_progress 2",
+            "muster_compiles_total{outcome=\"compiled\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no line `{line}` in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn two_servers_in_one_process_count_apart() {
+        let (one, two) = (Metrics::new(), Metrics::new());
+        one.polls.inc();
+        assert_eq!((one.polls.get(), two.polls.get()), (1, 0));
+    }
+
+    #[test]
+    fn a_filter_that_can_not_be_read_is_named() {
+        let error = start_log("muster=loud", LogFormat::Compact).unwrap_err();
+        assert_eq!(error.to_string(), "`muster=loud` is no log filter");
+    }
+}

@@ -1,0 +1,3 @@
+;; Succeeds without a call.
+(func (export "muster:provision/provisioning@VERSION#provision") (result i32)
+  (call $ok))

@@ -1,0 +1,12 @@
+;; Writes "hello" to the file `greeting` of the agent's root with 0o644; refuses for ever if the call failed.
+(import "muster:provision/agent@VERSION" "write-file" (func $write-file (param i32 i32 i32 i32 i32 i32)))
+(import "muster:provision/agent@VERSION" "[resource-drop]change" (func $drop-change (param i32)))
+(data (i32.const 1024) "greeting")
+(data (i32.const 1032) "hello")
+(data (i32.const 1040) "the file was not written")
+(func (export "muster:provision/provisioning@VERSION#provision") (result i32)
+  (call $write-file (i32.const 1024) (i32.const 8) (i32.const 1032) (i32.const 5) (i32.const 0x1a4) (i32.const 64))
+  (if (i32.eqz (call $answered-ok))
+    (then (return (call $never (i32.const 1040) (i32.const 24)))))
+  (call $drop-change (call $answered-handle))
+  (call $ok))

@@ -1,0 +1,702 @@
+//! The store: each check runs on SQLite and on PostgreSQL.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+
+use bytes::Bytes;
+use muster::api::{AgentState, TokenKind};
+use muster::limits::SECRET_BYTES_MAX;
+use muster::names::Digest;
+use muster::store::agents::AgentRow;
+use muster::store::blobs::{BlobError, Blobs};
+use muster::store::bundles::BundleRow;
+use muster::store::clear::{Cleared, Kept};
+use muster::store::labels::NewRelease;
+use muster::store::modules::ModuleRow;
+use muster::store::runs::{LogRow, RunEnd, RunFilter, RunRow};
+use muster::store::secrets::{SecretError, Secrets};
+use muster::store::tokens::TokenRow;
+use muster::store::{PageAsked, Store, StoreError};
+use tokio::io::AsyncReadExt as _;
+
+use crate::postgres::Postgres;
+
+macro_rules! on_each_database {
+    ($($check:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $check() {
+                let directory = tempfile::tempdir().unwrap();
+                super::$check(&format!("sqlite://{}/muster.db", directory.path().display())).await;
+            })*
+        }
+
+        // One test for all, as every test is a process and every process needs a cluster of its own.
+        #[tokio::test]
+        async fn every_check_holds_on_postgresql() {
+            let Some(postgres) = Postgres::start() else { return };
+            $(
+                println!("{}", stringify!($check));
+                $check(&postgres.database()).await;
+            )*
+        }
+    };
+}
+
+on_each_database!(
+    a_token_is_kept_and_revoked_once,
+    pages_cover_every_row_once,
+    a_cursor_of_nothing_is_refused,
+    an_agent_is_kept_whole_with_its_events,
+    a_name_has_one_living_agent,
+    of_two_registrations_at_once_one_wins,
+    an_agent_that_is_gone_stays_gone,
+    heartbeats_are_written_and_never_go_back,
+    a_module_name_belongs_to_its_first_team,
+    an_old_version_keeps_its_place,
+    a_release_follows_the_one_that_was_expected,
+    of_two_applies_at_once_one_wins,
+    a_run_ends_once_with_its_records_and_its_agent,
+    a_run_that_can_not_end_leaves_nothing,
+    runs_are_listed_by_agent_label_and_team,
+    a_nul_does_not_keep_a_run_from_ending,
+    what_is_beyond_the_limits_is_cleared,
+    a_version_that_is_there_is_opened_again,
+);
+
+fn page(limit: u32) -> PageAsked {
+    PageAsked { cursor: None, limit }
+}
+
+fn agent(id: &str, name: &str) -> AgentRow {
+    AgentRow {
+        id: id.into(),
+        name: name.parse().unwrap(),
+        credential_hash: "c0ffee".into(),
+        token_id: "token-1".into(),
+        team: Some("media".parse().unwrap()),
+        claims: r#"{"executors":2}"#.into(),
+        labels: vec!["linux".parse().unwrap(), "large".parse().unwrap()],
+        state: AgentState::Registered,
+        reason: "registered".into(),
+        since_us: 10,
+        retry_at_us: None,
+        attempt: 0,
+        releases: BTreeMap::from([("linux".parse().unwrap(), 3)]),
+        instance: Some("first".into()),
+        registration_key_hash: None,
+        last_seen_us: 10,
+        registered_us: 10,
+    }
+}
+
+fn token(id: &str) -> TokenRow {
+    TokenRow {
+        id: id.into(),
+        kind: TokenKind::Join,
+        team: None,
+        labels: vec!["linux".parse().unwrap()],
+        secret_hash: "abc".into(),
+        made_us: 5,
+        revoked_us: None,
+    }
+}
+
+fn module(name: &str, team: &str, content: &str) -> ModuleRow {
+    ModuleRow {
+        digest: Digest::of(content.as_bytes()),
+        name: name.parse().unwrap(),
+        team: team.parse().unwrap(),
+        size_bytes: content.len() as u64,
+        world: "muster:provision/provisioner".into(),
+        imports: vec!["muster:provision/agent".into()],
+        language: Some("rust".into()),
+        uploaded_us: 7,
+    }
+}
+
+fn bundle(name: &str, team: &str, content: &str) -> BundleRow {
+    BundleRow {
+        name: name.parse().unwrap(),
+        version: Digest::of(content.as_bytes()),
+        team: team.parse().unwrap(),
+        files: 3,
+        bytes: 1 << 40,
+        pushed_us: 7,
+    }
+}
+
+fn release(label: &str, how: &str) -> NewRelease {
+    NewRelease {
+        label: label.parse().unwrap(),
+        team: "media".parse().unwrap(),
+        policy: "{}".into(),
+        module: Digest::of(how.as_bytes()),
+        how: how.into(),
+        made_by: "token-1".into(),
+        made_us: 1,
+    }
+}
+
+fn run(id: &str, agent: &AgentRow, label: &str) -> RunRow {
+    RunRow {
+        id: id.into(),
+        agent_id: agent.id.clone(),
+        agent: agent.name.clone(),
+        label: label.parse().unwrap(),
+        release: 3,
+        module: Digest::of(b"module"),
+        attempt: 1,
+        verdict: "running".into(),
+        reason: None,
+        began_us: 100,
+        ended_us: None,
+        calls: 0,
+        bytes_sent: 0,
+        bytes_saved: 0,
+    }
+}
+
+fn end(ended_us: i64) -> RunEnd {
+    RunEnd { verdict: "provisioned".into(), reason: Some("done".into()), ended_us, calls: 4, bytes_sent: 5, bytes_saved: 6 }
+}
+
+fn log(seqs: std::ops::Range<i64>) -> Vec<LogRow> {
+    seqs.map(|seq| LogRow { seq, at_us: 100 + seq, level: "info".into(), text: format!("line {seq}") }).collect()
+}
+
+fn journal(seqs: std::ops::Range<i64>) -> Vec<(i64, String)> {
+    seqs.map(|seq| (seq, format!("{{\"call\":{seq}}}"))).collect()
+}
+
+async fn reopened(store: Store, url: &str) -> Store {
+    store.close().await;
+    Store::open(url).await.unwrap()
+}
+
+async fn a_token_is_kept_and_revoked_once(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    store.ping().await.unwrap();
+    store.insert_token(&token("a")).await.unwrap();
+    assert!(matches!(store.insert_token(&token("a")).await, Err(StoreError::Conflict(_))));
+    let store = reopened(store, url).await;
+    assert_eq!(store.token("a").await.unwrap(), Some(token("a")));
+    assert_eq!(store.token("b").await.unwrap(), None);
+    assert!(store.revoke_token("a", 9).await.unwrap());
+    assert!(!store.revoke_token("a", 10).await.unwrap());
+    assert!(!store.revoke_token("b", 10).await.unwrap());
+    let store = reopened(store, url).await;
+    assert_eq!(store.token("a").await.unwrap().unwrap().revoked_us, Some(9));
+    store.close().await;
+    assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
+}
+
+async fn pages_cover_every_row_once(url: &str) {
+    macro_rules! all {
+        ($list:expr, $key:expr) => {{
+            let mut keys = Vec::new();
+            let mut asked = page(3);
+            loop {
+                let paged = $list(asked.clone()).await.unwrap();
+                assert!(paged.items.len() <= 3);
+                keys.extend(paged.items.iter().map($key));
+                match paged.next {
+                    Some(next) => asked.cursor = Some(next),
+                    None => break keys,
+                }
+            }
+        }};
+    }
+    let store = Store::open(url).await.unwrap();
+    let names: Vec<String> = (0..9).map(|at| format!("n{at}")).collect();
+    let owner = agent("owner", "owner");
+    store.insert_agent(&owner, "first", None).await.unwrap();
+    let mut expected = None;
+    for name in &names {
+        store.insert_token(&token(name)).await.unwrap();
+        store.insert_agent(&AgentRow { state: AgentState::Gone, ..agent(name, name) }, "gone", None).await.unwrap();
+        store.insert_module(&module(name, "media", "same")).await.unwrap();
+        store.insert_module(&module("one", "games", name)).await.unwrap();
+        store.insert_bundle(&bundle(name, "media", "same")).await.unwrap();
+        store.insert_bundle(&bundle("one", "games", name)).await.unwrap();
+        expected = Some(store.add_release(&release("linux", name), expected).await.unwrap());
+        store.begin_run(&run(name, &owner, "linux")).await.unwrap();
+    }
+    let falling: Vec<String> = names.iter().rev().cloned().collect();
+    assert_eq!(all!(async |page| store.tokens(&page).await, |row| row.id.clone()), falling);
+    assert_eq!(all!(async |page| store.agents_gone(&page).await, |row| row.id.clone()), falling);
+    let team = "media".parse().unwrap();
+    assert_eq!(all!(async |page| store.modules(Some(&team), &page).await, |row| row.name.to_string()), names);
+    assert_eq!(all!(async |page| store.modules(None, &page).await, |row| row.name.to_string()).len(), 10);
+    assert_eq!(all!(async |page| store.bundles(Some(&team), &page).await, |row| row.name.to_string()), names);
+    let digests: Vec<Digest> = falling.iter().map(|name| Digest::of(name.as_bytes())).collect();
+    let one = "one".parse().unwrap();
+    assert_eq!(all!(async |page| store.module_versions(&one, &page).await, |row| row.digest), digests);
+    let one = "one".parse().unwrap();
+    assert_eq!(all!(async |page| store.bundle_versions(&one, &page).await, |row| row.version), digests);
+    let label = "linux".parse().unwrap();
+    assert_eq!(all!(async |page| store.releases(&label, &page).await, |row| row.how.clone()), falling);
+    assert_eq!(all!(async |page| store.runs(&RunFilter::default(), &page).await, |row| row.id.clone()), falling);
+}
+
+async fn a_cursor_of_nothing_is_refused(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let asked = |cursor: &str| PageAsked { cursor: Some(cursor.into()), limit: 10 };
+    for cursor in ["", "ä", "a b", "a\0", &"x".repeat(64)] {
+        assert!(matches!(store.tokens(&asked(cursor)).await, Err(StoreError::Cursor)), "{cursor:?} was taken");
+        assert!(matches!(store.runs(&RunFilter::default(), &asked(cursor)).await, Err(StoreError::Cursor)));
+    }
+    for cursor in ["", "x", "-1", "0", "99999999999999999999"] {
+        let name = "a".parse().unwrap();
+        assert!(matches!(store.releases(&name, &asked(cursor)).await, Err(StoreError::Cursor)), "{cursor:?} was taken");
+    }
+}
+
+async fn an_agent_is_kept_whole_with_its_events(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let first = agent("a1", "builder");
+    store.insert_agent(&first, "first contact", None).await.unwrap();
+    let store = reopened(store, url).await;
+    assert_eq!(store.living_agents().await.unwrap(), std::slice::from_ref(&first));
+    let failed = AgentRow {
+        state: AgentState::Failed,
+        reason: "no disk".into(),
+        since_us: 20,
+        retry_at_us: Some(99),
+        attempt: 2,
+        team: None,
+        ..first
+    };
+    store.update_agent(&failed, Some("module said no")).await.unwrap();
+    let seen = AgentRow { last_seen_us: 33, ..failed };
+    store.update_agent(&seen, None).await.unwrap();
+    let store = reopened(store, url).await;
+    assert_eq!(store.agent_by_name(&seen.name).await.unwrap(), Some(seen));
+    let events = store.agent_events("a1", 10).await.unwrap();
+    let events: Vec<_> = events.iter().map(|event| (event.at_us, event.state, event.cause.as_str())).collect();
+    assert_eq!(events, [(20, AgentState::Failed, "module said no"), (10, AgentState::Registered, "first contact")]);
+    assert_eq!(store.agent_events("a1", 1).await.unwrap().len(), 1);
+}
+
+async fn a_name_has_one_living_agent(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    store.insert_agent(&agent("a1", "builder"), "first", None).await.unwrap();
+    assert!(matches!(store.insert_agent(&agent("a2", "builder"), "second", None).await, Err(StoreError::Conflict(_))));
+    assert!(store.agent_events("a2", 10).await.unwrap().is_empty());
+    let second = AgentRow { since_us: 50, ..agent("a2", "builder") };
+    store.insert_agent(&second, "second", Some("a1")).await.unwrap();
+    assert_eq!(store.living_agents().await.unwrap(), std::slice::from_ref(&second));
+    assert_eq!(store.agent_by_name(&second.name).await.unwrap().unwrap().id, "a2");
+    let events = store.agent_events("a1", 10).await.unwrap();
+    assert_eq!((events[0].state, events[0].at_us, events.len()), (AgentState::Gone, 50, 2));
+    let third = store.insert_agent(&agent("a3", "builder"), "third", Some("a1")).await;
+    assert!(matches!(third, Err(StoreError::Conflict(_))), "a1 was replaced twice");
+    store.update_agent(&AgentRow { state: AgentState::Gone, since_us: 60, ..second.clone() }, Some("removed")).await.unwrap();
+    assert_eq!(store.agent_by_name(&second.name).await.unwrap().unwrap().id, "a2");
+    assert!(store.living_agents().await.unwrap().is_empty());
+}
+
+async fn of_two_registrations_at_once_one_wins(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let (one, two) = (agent("a1", "builder"), agent("a2", "builder"));
+    let (first, second) = tokio::join!(store.insert_agent(&one, "one", None), store.insert_agent(&two, "two", None));
+    assert_eq!([&first, &second].iter().filter(|result| result.is_ok()).count(), 1);
+    assert!([first, second].into_iter().any(|result| matches!(result, Err(StoreError::Conflict(_)))));
+    assert_eq!(store.living_agents().await.unwrap().len(), 1);
+}
+
+async fn an_agent_that_is_gone_stays_gone(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let living = agent("a1", "builder");
+    assert!(matches!(store.update_agent(&living, None).await, Err(StoreError::Missing(_))));
+    store.insert_agent(&living, "first", None).await.unwrap();
+    store.update_agent(&AgentRow { state: AgentState::Gone, ..living.clone() }, Some("reaped")).await.unwrap();
+    assert!(matches!(store.update_agent(&living, Some("back")).await, Err(StoreError::Missing(_))));
+    assert_eq!(store.agent_events("a1", 10).await.unwrap().len(), 2);
+}
+
+async fn heartbeats_are_written_and_never_go_back(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    for at in 0..3 {
+        store.insert_agent(&agent(&format!("a{at}"), &format!("builder{at}")), "first", None).await.unwrap();
+    }
+    let mut seen: Vec<(String, i64)> = (100..6000).map(|at| (format!("a{at}"), at)).collect();
+    seen.extend([("a2".into(), 70), ("a0".into(), 50), ("a1".into(), 1)]);
+    store.update_agents_seen(&seen).await.unwrap();
+    store.update_agents_seen(&[]).await.unwrap();
+    let store = reopened(store, url).await;
+    let seen: BTreeMap<_, _> = store.living_agents().await.unwrap().into_iter().map(|row| (row.id, row.last_seen_us)).collect();
+    assert_eq!(seen, BTreeMap::from([("a0".into(), 50), ("a1".into(), 10), ("a2".into(), 70)]));
+}
+
+async fn a_module_name_belongs_to_its_first_team(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let mine = module("base", "media", "one");
+    assert!(store.insert_module(&mine).await.unwrap());
+    assert!(matches!(store.insert_module(&module("base", "games", "two")).await, Err(StoreError::Conflict(_))));
+    assert!(store.insert_bundle(&bundle("tools", "media", "one")).await.unwrap());
+    assert!(matches!(store.insert_bundle(&bundle("tools", "games", "two")).await, Err(StoreError::Conflict(_))));
+    let store = reopened(store, url).await;
+    assert_eq!(store.module(&mine.name, &mine.digest).await.unwrap(), Some(mine.clone()));
+    assert_eq!(store.module(&mine.name, &Digest::of(b"two")).await.unwrap(), None);
+    let tools = bundle("tools", "media", "one");
+    assert_eq!(store.bundle(&tools.name, &tools.version).await.unwrap(), Some(tools));
+}
+
+async fn an_old_version_keeps_its_place(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let name = "base".parse().unwrap();
+    let (one, two) = (module("base", "media", "one"), module("base", "media", "two"));
+    assert_eq!(store.module_newest(&name).await.unwrap(), None);
+    assert!(store.insert_module(&one).await.unwrap());
+    assert!(store.insert_module(&two).await.unwrap());
+    assert!(!store.insert_module(&one).await.unwrap());
+    assert_eq!(store.module_newest(&name).await.unwrap(), Some(two));
+    let name = "tools".parse().unwrap();
+    for (content, is_new) in [("one", true), ("two", true), ("one", false)] {
+        assert_eq!(store.insert_bundle(&bundle("tools", "media", content)).await.unwrap(), is_new);
+    }
+    assert_eq!(store.bundle_newest(&name).await.unwrap(), Some(bundle("tools", "media", "two")));
+}
+
+async fn a_release_follows_the_one_that_was_expected(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    assert!(matches!(store.add_release(&release("linux", "a"), Some(1)).await, Err(StoreError::Conflict(_))));
+    assert_eq!(store.add_release(&release("linux", "a"), None).await.unwrap(), 1);
+    assert!(matches!(store.add_release(&release("linux", "b"), None).await, Err(StoreError::Conflict(_))));
+    assert_eq!(store.add_release(&release("linux", "b"), Some(1)).await.unwrap(), 2);
+    assert_eq!(store.add_release(&release("mac", "c"), None).await.unwrap(), 1);
+    let store = reopened(store, url).await;
+    let current = store.current_releases().await.unwrap();
+    let current: Vec<_> = current.iter().map(|row| (row.label.as_str(), row.release, row.how.as_str())).collect();
+    assert_eq!(current, [("linux", 2, "b"), ("mac", 1, "c")]);
+    let label = "linux".parse().unwrap();
+    let first = store.release(&label, 1).await.unwrap().unwrap();
+    assert_eq!((first.how.as_str(), first.module, first.made_us), ("a", Digest::of(b"a"), 1));
+    assert_eq!(store.release(&label, 3).await.unwrap(), None);
+}
+
+async fn of_two_applies_at_once_one_wins(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    for expected in [None, Some(1), Some(2)] {
+        let (one, two) = (release("linux", "one"), release("linux", "two"));
+        let (first, second) = tokio::join!(store.add_release(&one, expected), store.add_release(&two, expected));
+        assert_eq!([&first, &second].iter().filter(|result| result.is_ok()).count(), 1);
+        assert!([first, second].into_iter().any(|result| matches!(result, Err(StoreError::Conflict(_)))));
+    }
+    assert_eq!(store.current_releases().await.unwrap()[0].release, 3);
+}
+
+async fn a_run_ends_once_with_its_records_and_its_agent(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let owner = agent("a1", "builder");
+    let begun = run("r1", &owner, "linux");
+    assert!(matches!(store.begin_run(&begun).await, Err(StoreError::Missing(_))));
+    store.insert_agent(&owner, "first", None).await.unwrap();
+    store.begin_run(&begun).await.unwrap();
+    assert!(matches!(store.begin_run(&begun).await, Err(StoreError::Conflict(_))));
+    store.append_records("r1", &log(0..1200), &journal(0..700)).await.unwrap();
+    assert!(matches!(store.append_records("r1", &log(5..6), &[]).await, Err(StoreError::Conflict(_))));
+    assert!(matches!(store.append_records("r0", &[], &journal(0..1)).await, Err(StoreError::Missing(_))));
+    let store = reopened(store, url).await;
+    assert_eq!(store.unfinished_runs().await.unwrap(), std::slice::from_ref(&begun));
+
+    let ready = AgentRow { state: AgentState::Ready, since_us: 200, ..owner };
+    store.end_run("r1", &end(200), &log(1200..1201), &journal(700..701), Some((&ready, "all succeeded"))).await.unwrap();
+    let again = store.end_run("r1", &end(300), &log(1300..1301), &[], Some((&ready, "again"))).await;
+    assert!(matches!(again, Err(StoreError::Conflict(_))));
+    let store = reopened(store, url).await;
+    assert!(store.unfinished_runs().await.unwrap().is_empty());
+    let ended = RunRow {
+        verdict: "provisioned".into(),
+        reason: Some("done".into()),
+        ended_us: Some(200),
+        calls: 4,
+        bytes_sent: 5,
+        bytes_saved: 6,
+        ..begun
+    };
+    assert_eq!(store.run("r1").await.unwrap(), Some(ended));
+    assert_eq!(store.run_log("r1", 0, 5000).await.unwrap(), log(0..1201));
+    assert_eq!(store.run_log("r1", 7, 2).await.unwrap(), log(7..9));
+    assert_eq!(store.run_journal("r1", 0, 5000).await.unwrap(), journal(0..701));
+    assert_eq!(store.run_journal("r1", 699, 5).await.unwrap(), journal(699..701));
+    assert_eq!(store.living_agents().await.unwrap(), [ready]);
+    assert_eq!(store.agent_events("a1", 1).await.unwrap()[0].cause, "all succeeded");
+}
+
+async fn a_run_that_can_not_end_leaves_nothing(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let owner = agent("a1", "builder");
+    store.insert_agent(&owner, "first", None).await.unwrap();
+    let missing = store.end_run("r0", &end(200), &[], &[], Some((&owner, "never"))).await;
+    assert!(matches!(missing, Err(StoreError::Missing(_))));
+    store.begin_run(&run("r1", &owner, "linux")).await.unwrap();
+    store.append_records("r1", &log(0..1), &[]).await.unwrap();
+    let ready = AgentRow { state: AgentState::Ready, ..owner.clone() };
+    let clash = store.end_run("r1", &end(200), &log(0..1), &journal(0..1), Some((&ready, "never"))).await;
+    assert!(matches!(clash, Err(StoreError::Conflict(_))));
+    assert_eq!(store.unfinished_runs().await.unwrap().len(), 1);
+    assert!(store.run_journal("r1", 0, 10).await.unwrap().is_empty());
+    assert_eq!(store.living_agents().await.unwrap(), std::slice::from_ref(&owner));
+
+    let gone = AgentRow { state: AgentState::Gone, ..owner };
+    store.update_agent(&gone, Some("removed")).await.unwrap();
+    store.end_run("r1", &end(200), &[], &[], Some((&ready, "too late"))).await.unwrap();
+    assert!(store.living_agents().await.unwrap().is_empty(), "the end of its run brought an agent back");
+    assert_eq!(store.agent_events("a1", 1).await.unwrap()[0].cause, "removed");
+}
+
+async fn runs_are_listed_by_agent_label_and_team(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let (one, two) = (agent("a1", "one"), agent("a2", "two"));
+    for owner in [&one, &two] {
+        store.insert_agent(owner, "first", None).await.unwrap();
+    }
+    for (id, owner, label) in [("r1", &one, "linux"), ("r2", &two, "linux"), ("r3", &one, "mac"), ("r4", &two, "arm")] {
+        store.begin_run(&run(id, owner, label)).await.unwrap();
+    }
+    let listed = async |filter: RunFilter| {
+        let paged = store.runs(&filter, &page(10)).await.unwrap();
+        paged.items.into_iter().map(|run| run.id).collect::<Vec<_>>()
+    };
+    let label = |name: &str| name.parse().unwrap();
+    assert_eq!(listed(RunFilter::default()).await, ["r4", "r3", "r2", "r1"]);
+    assert_eq!(listed(RunFilter { agent: Some(one.name.clone()), ..RunFilter::default() }).await, ["r3", "r1"]);
+    assert_eq!(listed(RunFilter { label: Some(label("linux")), ..RunFilter::default() }).await, ["r2", "r1"]);
+    let scope = Some(vec![label("linux"), label("arm")]);
+    assert_eq!(listed(RunFilter { labels: scope.clone(), ..RunFilter::default() }).await, ["r4", "r2", "r1"]);
+    assert_eq!(listed(RunFilter { agent: Some(two.name), label: Some(label("arm")), labels: scope }).await, ["r4"]);
+    assert!(listed(RunFilter { labels: Some(vec![]), ..RunFilter::default() }).await.is_empty());
+}
+
+async fn a_nul_does_not_keep_a_run_from_ending(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let owner = agent("a1", "builder");
+    store.insert_agent(&owner, "a\0b", None).await.unwrap();
+    store.begin_run(&run("r1", &owner, "linux")).await.unwrap();
+    let line = LogRow { seq: 0, at_us: 1, level: "stdout".into(), text: "a\0b".into() };
+    let failed = AgentRow { state: AgentState::Failed, reason: "a\0b".into(), ..owner };
+    let end = RunEnd { reason: Some("a\0b".into()), ..end(5) };
+    store.end_run("r1", &end, &[line], &[(0, "a\0b".into())], Some((&failed, "a\0b"))).await.unwrap();
+    assert_eq!(store.run_log("r1", 0, 1).await.unwrap()[0].text, "a\u{fffd}b");
+}
+
+async fn what_is_beyond_the_limits_is_cleared(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let kept = Kept { runs_per_agent: 2, records_us: 1000, events_per_agent: 3, gone_us: 5000 };
+    let (living, gone) = (agent("a1", "living"), agent("a2", "gone"));
+    for owner in [&living, &gone] {
+        store.insert_agent(owner, "first", None).await.unwrap();
+    }
+    // The oldest of the living agent's runs is still under way, and so is one of the agent that is gone.
+    for (id, owner, ended_us) in [
+        ("r0", &living, None),
+        ("r1", &living, Some(8500)),
+        ("r2", &living, Some(8600)),
+        ("r3", &living, Some(9500)),
+        ("r4", &gone, Some(100)),
+        ("r5", &gone, None),
+    ] {
+        store.begin_run(&run(id, owner, "linux")).await.unwrap();
+        store.append_records(id, &log(0..600), &journal(0..2)).await.unwrap();
+        if let Some(ended_us) = ended_us {
+            store.end_run(id, &end(ended_us), &[], &[], Some((owner, "ended"))).await.unwrap();
+        }
+    }
+    for at in 0..3 {
+        store.update_agent(&living, Some(&format!("cause {at}"))).await.unwrap();
+    }
+    store.update_agent(&AgentRow { state: AgentState::Gone, since_us: 4999, ..gone.clone() }, Some("reaped")).await.unwrap();
+    assert_eq!(
+        store.clear(5000, &Kept { runs_per_agent: 9, records_us: 5000, events_per_agent: 99, gone_us: 5000 }).await.unwrap(),
+        Cleared::default()
+    );
+
+    let cleared = store.clear(10_000, &kept).await.unwrap();
+    assert_eq!(cleared, Cleared { runs: 3, records: 4 * 602, events: 4, agents: 1 });
+    let runs = store.runs(&RunFilter::default(), &page(10)).await.unwrap().items;
+    assert_eq!(runs.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), ["r3", "r2", "r0"]);
+    assert!(store.run_log("r2", 0, 10).await.unwrap().is_empty(), "ended longer ago than records are kept");
+    assert_eq!(store.run_log("r3", 0, 1000).await.unwrap().len(), 600);
+    assert_eq!(store.run_log("r0", 0, 1000).await.unwrap().len(), 600);
+    let causes: Vec<_> = store.agent_events("a1", 10).await.unwrap().into_iter().map(|event| event.cause).collect();
+    assert_eq!(causes, ["cause 2", "cause 1", "cause 0"]);
+    assert_eq!(store.agent_by_name(&gone.name).await.unwrap(), None);
+    assert_eq!(store.clear(10_000, &kept).await.unwrap(), Cleared::default());
+    store.update_agent(&living, Some("cause 3")).await.unwrap();
+    assert_eq!(store.agent_events("a1", 1).await.unwrap()[0].cause, "cause 3");
+}
+
+async fn a_version_that_is_there_is_opened_again(url: &str) {
+    let (one, two) = (Store::open(url).await.unwrap(), Store::open(url).await.unwrap());
+    one.insert_token(&token("a")).await.unwrap();
+    assert_eq!(two.token("a").await.unwrap(), Some(token("a")));
+}
+
+#[tokio::test]
+async fn a_url_of_another_kind_is_refused() {
+    for url in ["mysql://localhost/muster", "muster.db", ""] {
+        assert!(matches!(Store::open(url).await, Err(StoreError::Url)), "{url:?} was taken");
+    }
+}
+
+#[tokio::test]
+async fn many_writers_and_readers_of_sqlite_are_never_told_busy() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("sqlite://{}/muster.db", directory.path().display())).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..20 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            for at in 0..10 {
+                let name = format!("w{writer}-{at}");
+                store.insert_agent(&agent(&name, &name), "first", None).await.unwrap();
+                store.living_agents().await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(store.living_agents().await.unwrap().len(), 200);
+}
+
+fn files_below(directory: &std::path::Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(files_below(&entry.path())),
+            false => drop(found.insert(entry.file_name().into_string().unwrap())),
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_content_is_found_under_its_digest_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(&directory.path().join("blobs")).await.unwrap();
+    let content = Bytes::from_static(b"content");
+    let digest = Digest::of(&content);
+    assert!(matches!(blobs.get(&digest, 100).await, Err(BlobError::Missing(_))));
+    assert_eq!(blobs.read(&digest).await.err().unwrap().kind(), std::io::ErrorKind::NotFound);
+    assert!(blobs.put(&digest, content.clone()).await.unwrap());
+    assert!(!blobs.put(&digest, content.clone()).await.unwrap());
+    assert_eq!(blobs.get(&digest, 7).await.unwrap(), content);
+    assert!(matches!(blobs.get(&digest, 6).await, Err(BlobError::TooLarge { bytes: 7, .. })));
+    let mut read = Vec::new();
+    blobs.read(&digest).await.unwrap().read_to_end(&mut read).await.unwrap();
+    assert_eq!(read, content);
+    let asked: Vec<Digest> = (0..200).map(|at| if at % 2 == 0 { digest } else { Digest::of(&[at]) }).collect();
+    let found = blobs.has(&asked).await.unwrap();
+    assert!(found.iter().enumerate().all(|(at, found)| *found == (at % 2 == 0)));
+    let path = directory.path().join("blobs").join(&digest.to_string()[..2]).join(&digest.to_string()[2..]);
+    std::fs::write(path, b"another").unwrap();
+    assert!(matches!(blobs.get(&digest, 7).await, Err(BlobError::Mismatch { .. })), "what rotted was given out");
+}
+
+#[tokio::test]
+async fn a_content_that_is_not_what_was_said_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(directory.path()).await.unwrap();
+    let digest = Digest::of(b"content");
+    assert!(matches!(blobs.put(&digest, Bytes::from_static(b"others")).await, Err(BlobError::Mismatch { .. })));
+    let mut other = blobs.writer(&digest, 7).await.unwrap();
+    other.write(b"con").await.unwrap();
+    other.write(b"tenT").await.unwrap();
+    assert!(matches!(other.finish().await, Err(BlobError::Mismatch { .. })));
+    let mut short = blobs.writer(&digest, 8).await.unwrap();
+    short.write(b"content").await.unwrap();
+    assert!(matches!(short.finish().await, Err(BlobError::Size { expected: 8 })));
+    let mut long = blobs.writer(&digest, 6).await.unwrap();
+    assert!(matches!(long.write(b"content").await, Err(BlobError::Size { expected: 6 })));
+    drop(long);
+    assert_eq!(blobs.has(&[digest]).await.unwrap(), [false]);
+}
+
+#[tokio::test]
+async fn a_large_content_is_written_in_pieces() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(directory.path()).await.unwrap();
+    let content: Vec<u8> = (0..5_000_000_u32).map(|at| (at % 251) as u8).collect();
+    for content in [&content[..], &[]] {
+        let digest = Digest::of(content);
+        let mut writer = blobs.writer(&digest, content.len() as u64).await.unwrap();
+        for piece in content.chunks(70_001) {
+            writer.write(piece).await.unwrap();
+            assert_eq!(blobs.has(&[digest]).await.unwrap(), [false], "it was there before its end");
+        }
+        writer.finish().await.unwrap();
+        assert_eq!(blobs.get(&digest, content.len()).await.unwrap(), content);
+    }
+    assert_eq!(files_below(directory.path()).len(), 2);
+}
+
+#[tokio::test]
+async fn one_content_may_be_put_many_times_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(directory.path()).await.unwrap();
+    let content = Bytes::from(vec![7; 300_000]);
+    let digest = Digest::of(&content);
+    let mut writer = blobs.writer(&digest, content.len() as u64).await.unwrap();
+    writer.write(&content).await.unwrap();
+    let puts = (0..16).map(|_| blobs.put(&digest, content.clone()));
+    let done = futures_util::future::join_all(puts).await;
+    assert_eq!(done.into_iter().filter(|new| *new.as_ref().unwrap()).count(), 1);
+    writer.finish().await.unwrap();
+    assert_eq!(blobs.get(&digest, content.len()).await.unwrap(), content);
+    assert_eq!(files_below(directory.path()).len(), 1);
+}
+
+#[tokio::test]
+async fn opening_the_contents_deletes_what_was_cut_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(directory.path()).await.unwrap();
+    let content = Bytes::from_static(b"content");
+    let digest = Digest::of(&content);
+    let mut writer = blobs.writer(&digest, 7).await.unwrap();
+    writer.write(b"con").await.unwrap();
+    // What is forgotten is not tidied up, as if the server had been killed.
+    std::mem::forget(writer);
+    blobs.put(&digest, content.clone()).await.unwrap();
+    assert_eq!(files_below(directory.path()).len(), 2);
+    let blobs = Blobs::open(directory.path()).await.unwrap();
+    assert_eq!(files_below(directory.path()).len(), 1);
+    assert_eq!(blobs.get(&digest, 7).await.unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_secret_is_read_anew_and_only_if_it_is_its_owners_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = Secrets::open(&directory.path().join("secrets")).unwrap();
+    let mode = std::fs::metadata(directory.path().join("secrets")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    let (team, name) = ("media".parse().unwrap(), "password".parse().unwrap());
+    assert_eq!(secrets.get(&team, &name).await.unwrap(), None);
+    let path = directory.path().join("secrets/media/password");
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    let write = |content: &[u8], mode| {
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+        file.write_all(content).unwrap();
+    };
+    for (content, secret) in
+        [(&b"one\n"[..], &b"one"[..]), (b"two", b"two"), (b"three\r\n", b"three"), (b"four\n\n", b"four\n"), (b"", b"")]
+    {
+        write(content, 0o600);
+        assert_eq!(secrets.get(&team, &name).await.unwrap().unwrap(), secret);
+    }
+    write(b"one", 0o640);
+    let open = secrets.get(&team, &name).await.unwrap_err();
+    assert_eq!(open.to_string(), "the secret media/password has mode 640: only its owner may have access, as with mode 600");
+    write(&vec![b'x'; SECRET_BYTES_MAX + 1], 0o600);
+    assert!(matches!(secrets.get(&team, &name).await, Err(SecretError::TooLarge { .. })));
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+    assert!(matches!(secrets.get(&team, &name).await, Err(SecretError::Read { .. })), "a way out of the directory was taken");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(matches!(secrets.get(&team, &name).await, Err(SecretError::Kind { .. })));
+}
