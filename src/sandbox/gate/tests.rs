@@ -163,19 +163,19 @@ async fn nothing_is_granted_by_default_and_each_refusal_names_the_missing_grant(
 #[tokio::test]
 async fn exact_and_glob_grants_let_through_what_they_name_and_no_more() {
     let link = Arc::new(Witness::default());
-    let grants = "run = [\"/usr/bin/java\", \"bin/*\"]\nwrite = [\"/apps/*/conf\", \"work/**\"]\nread = [\"/etc/os-release\"]\n";
+    let grants = "run = [\"/usr/bin/java\", \"bin/*\"]\nwrite = [\"/apps/*/conf\", \"jobs/**\"]\nread = [\"/etc/os-release\"]\n";
     let (mut gate, _records) = gate(granting(grants), &link, None);
     gate.run(&command("/usr/bin/java")).await.unwrap();
     gate.probe(&command("bin/tool")).await.unwrap();
     gate.read_file("//etc/./os-release").await.unwrap();
     gate.write_file("/apps/ci/conf", b"x", 0o600).await.unwrap();
-    gate.remove("work/a/b").await.unwrap();
+    gate.remove("jobs/a/b").await.unwrap();
     let reached = [
         ("exec", "/usr/bin/java"),
         ("exec", "/srv/agent/bin/tool"),
         ("read", "/etc/os-release"),
         ("write", "/apps/ci/conf"),
-        ("write", "/srv/agent/work/a/b"),
+        ("write", "/srv/agent/jobs/a/b"),
     ];
     assert_eq!(link.asked(), reached.map(|(call, path)| (call, path.to_owned())));
     for program in ["/usr/bin/javac", "/usr/bin", "bin/a/tool", "/bin/tool", "java", ""] {
@@ -184,7 +184,7 @@ async fn exact_and_glob_grants_let_through_what_they_name_and_no_more() {
     for path in ["/etc/os-release/x", "/etc/shadow", "etc/os-release"] {
         told(gate.read_file(path).await);
     }
-    for path in ["/apps/a/b/conf", "/apps/conf", "work", "/work/a", "/srv/agentx/work/a"] {
+    for path in ["/apps/a/b/conf", "/apps/conf", "jobs", "/jobs/a", "/srv/agentx/jobs/a"] {
         told(gate.remove(path).await);
     }
     assert_eq!(link.asked().len(), reached.len());
