@@ -116,12 +116,7 @@ impl Demo<'_> {
 
     async fn story(&mut self, client: &Client, url: &str) -> Result<(), CliError> {
         let first = self.upload(client, 0).await?;
-        self.done(format!(
-            "module tools is uploaded and compiled: {} KiB of {}, @{}",
-            first.size_bytes / 1024,
-            language(&first),
-            short(&first.digest)
-        ))?;
+        self.done(format!("module tools is uploaded and compiled: {} KiB, @{}", first.size_bytes / 1024, short(&first.digest)))?;
         let bundle = self.push(client, 1).await?;
         self.done(format!("bundle tools is pushed: {} files, {} bytes, @{}", bundle.files, bundle.bytes, short(&bundle.version)))?;
         let applied = self.apply(client).await?;
@@ -340,8 +335,4 @@ fn totals(runs: &[Run], release: i64) -> (u64, u64) {
 
 fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
-}
-
-fn language(module: &Module) -> &str {
-    module.language.as_deref().unwrap_or("an unnamed language")
 }
