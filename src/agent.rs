@@ -1,6 +1,6 @@
 //! `muster-agent`: the program on an agent's machine.
 //!
-//! [`register`] asks the server again and again; [`session`] serves what it asks for when it wants something done; [`supervise`] keeps
+//! `register` asks the server again and again; `session` serves what it asks for when it wants something done; [`supervise`] keeps
 //! running what it had launched; [`state`] is what survives a restart. Nothing here knows a module, a policy or a bundle's content.
 
 mod backoff;

@@ -1,6 +1,6 @@
 //! `muster` on the command line: the argument tree, the exit status and how errors are told.
 //!
-//! The tools for teams and admins talk to the server through [`client`] alone. What they print goes through [`output`].
+//! The tools for teams and admins talk to the server through `client` alone. What they print goes through `output`.
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -1,6 +1,6 @@
 //! HTTP, version 1: the routes, and what all of them share.
 //!
-//! A handler authenticates, parses, calls one room below and answers. Errors meet HTTP in [`problem`]; who may do what is in [`access`].
+//! A handler authenticates, parses, calls one room below and answers. Errors meet HTTP in `problem`; who may do what is in `access`.
 
 pub mod access;
 mod agents;
