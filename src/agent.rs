@@ -118,6 +118,9 @@ pub enum AgentError {
     /// The agent's own files.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The root is not where it was.
+    #[error("the root `{0}`, or its `.muster`, was removed or replaced while this agent ran; start the agent anew")]
+    RootGone(String),
     /// The server's address.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -197,12 +200,12 @@ async fn run(options: Options, environment: Environment) -> Result<ExitCode, Age
     let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default() });
     let (ending, sessions) = (Ending::default(), TaskTracker::new());
     let member = Member { server, state, join_token, claim, machine, ending, sessions };
+    let ended = tokio::select! {
+        error = member.poll() => Err(error),
+        () = signals.next() => Ok(ExitCode::SUCCESS),
+    };
     tokio::select! {
-        () = member.poll() => {}
-        () = signals.next() => {}
-    }
-    tokio::select! {
-        () = end(&member) => Ok(ExitCode::SUCCESS),
+        () = end(&member) => ended,
         () = signals.next() => Ok(ExitCode::FAILURE),
     }
 }
@@ -267,17 +270,20 @@ async fn read_small(path: &PathBuf) -> Result<Vec<u8>, AgentError> {
     Ok(bytes)
 }
 
-struct Signals {
+/// SIGTERM and SIGINT: what tells a program to end.
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    /// Begins to listen for them; from here on they do not end the process by themselves.
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next of them.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

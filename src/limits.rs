@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Bytes in a name of any kind. 63 is what a host name's part may have.
 pub const NAME_BYTES_MAX: usize = 63;
+/// Bytes in an id, which is hexadecimal: 16 bytes' worth.
+pub const ID_BYTES: usize = 32;
 /// Bytes in a path that an agent, a module or a bundle names.
 pub const PATH_BYTES_MAX: usize = 4096;
 
@@ -230,6 +232,11 @@ pub const STORE_SEEN_BATCH_ROWS: usize = 5_000;
 pub const CONTENTS_ASKED_AT_ONCE: usize = 64;
 /// Bytes of a large content that are written to the disk at a time.
 pub const BLOB_PART_BYTES: usize = 1024 * 1024;
+/// Contents of one upload, of at most [`BLOB_PART_BYTES`] each, that are written to the disk at once.
+pub const CONTENTS_STORED_AT_ONCE: usize = 16;
+/// Bytes that contents leave free on their disk: what one takes more is refused, so that the database beside them can go on.
+pub const CONTENTS_FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+
 // The configuration and the tools.
 
 /// How long one step of the demo may take.

@@ -46,6 +46,8 @@ pub struct Provision {
     following: Following,
 }
 
+/// What stands between the reason for which an agent is lost and what was asked for meanwhile.
+const WHEN_BACK: &str = "; when it is back: ";
 /// The verdict's word of a run that has not ended.
 pub const RUNNING: &str = "running";
 
@@ -158,13 +160,16 @@ impl Provision {
         let Why::Asked(cause) = why else { return Ok(()) };
         self.roster
             .change(agent, |row| {
-                if !matches!(row.state, AgentState::Lost | AgentState::Gone) {
-                    row.state = AgentState::Registered;
-                }
                 row.releases.clear();
                 row.retry_at_us = None;
                 row.attempt = 0;
-                Some(cause.clone())
+                if !matches!(row.state, AgentState::Lost | AgentState::Gone) {
+                    row.state = AgentState::Registered;
+                    return Some(cause.clone());
+                }
+                // Why it is lost stays what a person reads; what was asked for comes when it is back.
+                let lost = row.reason.split(WHEN_BACK).next().unwrap_or_default();
+                Some(format!("{lost}{WHEN_BACK}{cause}"))
             })
             .await
     }

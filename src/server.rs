@@ -59,6 +59,9 @@ impl Server {
     pub async fn start(config: &Config) -> Result<Self, Failure> {
         let data = open_data(&config.data)?;
         let lock = lock(&config.data)?;
+        // Before anything is made: a first start that finds its address taken is still the first start the next time.
+        let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("can not listen on {}: {error}", config.listen))?;
+        let address = listener.local_addr()?;
         let url = match &config.database {
             Some(url) => url.as_str().to_owned(),
             None => format!("sqlite://{}", config.data.join("muster.db").display()),
@@ -87,8 +90,6 @@ impl Server {
         );
         let provision = Arc::new(provision);
         provision.recover().await?;
-        let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("can not listen on {}: {error}", config.listen))?;
-        let address = listener.local_addr()?;
         let ending = CancellationToken::new();
         let app = App::new(Parts {
             store: store.clone(),

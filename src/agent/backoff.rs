@@ -23,6 +23,12 @@ impl Backoff {
         due.mul_f64(rand::random_range(0.5..=1.0))
     }
 
+    /// The pause after a refusal that lasts until somebody does something about it: about the longest one.
+    pub(super) fn longest_pause(&mut self) -> Duration {
+        self.next = RECONNECT_MAX;
+        self.pause()
+    }
+
     /// Begins anew, after a success.
     pub(super) fn reset(&mut self) {
         self.next = RECONNECT_FIRST;

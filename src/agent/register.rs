@@ -38,12 +38,16 @@ struct Sessions {
 }
 
 impl Member {
-    /// Polls for ever.
-    pub(super) async fn poll(&self) {
+    /// Polls until there is nothing to go on with, and answers why.
+    pub(super) async fn poll(&self) -> AgentError {
         let mut backoff = Backoff::new();
         let mut sessions = Sessions { open: None, backoff: Backoff::new(), not_before: Instant::now() };
         let mut state = None;
         loop {
+            // What it keeps there, and what it was brought to, are gone with it: going on would be another agent under this one's name.
+            if !self.machine.root.is_in_place() {
+                return AgentError::RootGone(self.machine.root.path().display().to_string());
+            }
             let pause = match self.round(&mut backoff, &mut sessions, &mut state).await {
                 Ok(pause) => pause,
                 Err(error) => {
@@ -67,8 +71,15 @@ impl Member {
                 Ok(Duration::from_millis(registered.poll_after_ms).clamp(POLL_INTERVAL_MIN, POLL_INTERVAL_MAX))
             }
             Asked::Refused { status, said, retry_after } => {
-                let pause = backoff.pause().max(retry_after.unwrap_or_default());
-                if status == StatusCode::UNAUTHORIZED && credential.is_some() {
+                // What is wrong with the token or with what is said does not pass by itself.
+                let lasting = credential.is_none()
+                    && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY);
+                let pause = if lasting { backoff.longest_pause() } else { backoff.pause() }.max(retry_after.unwrap_or_default());
+                if lasting {
+                    tracing::error!(
+                        "the server does not admit this agent; asking again in {pause:.1?}, with what is in the token's file then: {said}"
+                    );
+                } else if status == StatusCode::UNAUTHORIZED && credential.is_some() {
                     tracing::warn!(
                         "the server does not know this agent's credential any more; asking to be admitted anew in {pause:.1?}: {said}"
                     );

@@ -13,6 +13,7 @@ use reqwest::Method;
 use serde::Serialize;
 use tokio::process::{Child, Command};
 
+use crate::agent::Signals;
 use crate::agent::supervise::end_leftover;
 use crate::api::{Agent, AgentState, Applied, Bundle, Explanation, Module, Run, TokenAsked, TokenKind, TokenMade};
 use crate::cli::bundle::push::push;
@@ -61,12 +62,14 @@ pub(crate) struct Args {
 /// Does the whole job on this machine.
 pub(crate) async fn run(args: Args, json: bool) -> Result<(), CliError> {
     let mut output = Output::standard(json);
+    // From here on a signal ends the demo in good order: agents and what they launched would outlive it otherwise.
+    let mut signals = Signals::new().map_err(|error| CliError::failed("listen for signals", error))?;
     let directory = std::env::temp_dir().join(format!("muster-demo-{}", uuid::Uuid::new_v4().simple()));
     let made = std::fs::DirBuilder::new().mode(0o700).create(&directory);
     made.map_err(|error| CliError::failed(format!("make {}", directory.display()), error))?;
     let mut demo =
         Demo { began: Instant::now(), step: Instant::now(), directory, agents: Vec::new(), output: &mut output, steps: Vec::new() };
-    let shown = demo.show(args.keep).await;
+    let shown = demo.show(args.keep, &mut signals).await;
     let ended = demo.end().await;
     shown.and(ended)
 }
@@ -96,7 +99,7 @@ struct Summary<'a> {
 }
 
 impl Demo<'_> {
-    async fn show(&mut self, keep: bool) -> Result<(), CliError> {
+    async fn show(&mut self, keep: bool, signals: &mut Signals) -> Result<(), CliError> {
         let config = Config { data: self.directory.join("server"), listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
         let config = Config { register: crate::config::Register { poll_seconds: 0.5, ..config.register.clone() }, ..config };
         let server = Server::start(&config).await.map_err(|error| CliError::Failed { what: "start the server".into(), source: error })?;
@@ -104,9 +107,13 @@ impl Demo<'_> {
         self.done(format!("a server runs at {url}"))?;
         let token = std::fs::read_to_string(&server.admin_token).map_err(|error| CliError::failed("read the admin's token", error))?;
         let client = Client::new(&url, token.trim()).map_err(doing("reach the server"))?;
-        let told = self.story(&client, &url).await;
+        let told = tokio::select! {
+            told = self.story(&client, &url) => told,
+            () = signals.next() => Err(failed("go on with the demo", "it was told to end".into())),
+        };
         if told.is_ok() && keep {
-            self.keep(&url, &server.admin_token).await?;
+            self.keep(&url, &server.admin_token)?;
+            signals.next().await;
         }
         // Agents first: a server that stops leaves them looking for it.
         self.stop_agents().await;
@@ -258,7 +265,7 @@ impl Demo<'_> {
         self.output.line(&format!("All of it happened, in {:.2} s.", took.as_secs_f64()))
     }
 
-    async fn keep(&mut self, url: &str, token: &Path) -> Result<(), CliError> {
+    fn keep(&mut self, url: &str, token: &Path) -> Result<(), CliError> {
         let directory = self.directory.display().to_string();
         self.output.line("")?;
         self.output.line(&format!("It goes on running in {directory}. Try, in another terminal:"))?;
@@ -266,8 +273,7 @@ impl Demo<'_> {
         for command in ["agent ls", "agent explain agent-3", "run ls", "label history linux", "label rollback linux"] {
             self.output.line(&format!("  muster {with} {command}"))?;
         }
-        self.output.line("Ctrl-C ends it.")?;
-        tokio::signal::ctrl_c().await.map_err(|error| CliError::failed("wait for Ctrl-C", error))
+        self.output.line("Ctrl-C ends it.")
     }
 
     fn done(&mut self, step: impl fmt::Display) -> Result<(), CliError> {
@@ -296,6 +302,12 @@ impl Demo<'_> {
 
     async fn end(mut self) -> Result<(), CliError> {
         self.stop_agents().await;
+        // What was launched by an agent that could not end it.
+        for name in AGENTS.iter().filter(|name| self.root(name).exists()) {
+            if let Ok(root) = Root::open(&self.root(name), &[]) {
+                end_leftover(&root, STOP_GRACE).await;
+            }
+        }
         std::fs::remove_dir_all(&self.directory).map_err(|error| CliError::failed(format!("remove {}", self.directory.display()), error))
     }
 }

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use tokio::signal::unix::{SignalKind, signal};
-
+use crate::agent::Signals;
 use crate::cli::CliError;
 use crate::config::Config;
 use crate::server::{Failure, Server};
@@ -38,20 +37,14 @@ pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     let mut config = Config::load(args.config.as_deref()).map_err(|error| failed("read the configuration")(error.into()))?;
     config.data = args.data.unwrap_or(config.data);
     config.listen = args.listen.unwrap_or(config.listen);
+    let mut signals = Signals::new().map_err(|error| failed("listen for signals")(error.into()))?;
     let server = Server::start(&config).await.map_err(failed("start the server"))?;
     if server.admin_token_is_new {
         let path = server.admin_token.display();
         eprintln!("This first start made an admin's token in {path}; use it with `--token-file {path}`.");
     }
     eprintln!("Listening on http://{}", server.address);
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => return Err(failed("listen for signals")(error.into())),
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
     eprintln!("Stopping.");
     server.stop().await.map_err(failed("stop the server"))
 }

@@ -184,6 +184,10 @@ pub(crate) async fn drain(
     OptionalJson(act): OptionalJson<Act>,
 ) -> Result<axum::Json<Shown>, Fault> {
     let agent = find(&app, &person, &name)?;
+    if agent.state() == AgentState::Quarantined {
+        return Err(Fault::conflict("quarantined", format!("agent `{name}` is quarantined, which is more: nothing runs there"))
+            .with_hint(format!("`muster agent provision {name}` ends the quarantine")));
+    }
     halt(&app, &agent, AgentState::Draining, cause(&person, "drained", act)?).await
 }
 

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
+use tokio::task::JoinSet;
 
 use crate::api::{Bundle, ContentsAsked, ContentsMissing, ContentsStored, Page};
 use crate::bits::manifest::Manifest;
@@ -16,9 +17,9 @@ use crate::http::access::Person;
 use crate::http::problem::Fault;
 use crate::http::receive::{Asked, Name, Names, Paging, Pieces, body, json, page};
 use crate::journal::now_us;
-use crate::limits::{DIGESTS_ASKED_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX};
+use crate::limits::{BLOB_PART_BYTES, CONTENTS_STORED_AT_ONCE, DIGESTS_ASKED_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX};
 use crate::names::{BundleName, Digest, TeamName};
-use crate::store::blobs::BlobWriter;
+use crate::store::blobs::{BlobError, BlobWriter, Blobs};
 use crate::store::bundles::BundleRow;
 
 impl From<BundleRow> for Bundle {
@@ -47,8 +48,8 @@ pub(crate) async fn missing(State(app): State<App>, _person: Person, request: Re
     }
     let digests: Result<Vec<Digest>, _> = asked.digests.iter().map(|text| text.parse()).collect();
     let digests = digests.map_err(|error| Fault::unprocessable("digest", error.to_string()))?;
-    let has = app.blobs.has(&digests).await?;
-    let missing = digests.iter().zip(has).filter(|(_, has)| !has).map(|(digest, _)| digest.to_string()).collect();
+    let sizes = app.blobs.sizes(&digests).await?;
+    let missing = digests.iter().zip(sizes).filter(|(_, size)| size.is_none()).map(|(digest, _)| digest.to_string()).collect();
     Ok(axum::Json(ContentsMissing { missing }))
 }
 
@@ -61,18 +62,17 @@ pub(crate) async fn contents(State(app): State<App>, _person: Person, content: B
     let broken = |error: &dyn std::error::Error| Fault::unprocessable("pack", format!("the pack can not be read: {error}"));
     let mut pieces = Pieces::new(content);
     let mut unpacker = Unpacker::new(Events::default()).map_err(|error| broken(&error))?;
-    let mut stored = ContentsStored { stored: 0, bytes: 0 };
-    let mut writing: Option<BlobWriter> = None;
+    let mut storing = Storing::new(app.blobs.clone());
     while let Some(piece) = pieces.next().await? {
         // A little at a time: what it unpacks to waits in memory.
         for part in piece.chunks(FED_BYTES) {
             unpacker.feed(part).map_err(|error| broken(&error))?;
-            store(&app, unpacker.sink().take(), &mut writing, &mut stored).await?;
+            storing.store(unpacker.sink().take()).await?;
         }
     }
     let mut events = unpacker.finish().map_err(|error| broken(&error))?;
-    store(&app, events.take(), &mut writing, &mut stored).await?;
-    Ok(axum::Json(stored))
+    storing.store(events.take()).await?;
+    Ok(axum::Json(storing.finish().await?))
 }
 
 /// Compressed bytes that are unpacked at once.
@@ -115,30 +115,75 @@ impl Sink for Events {
     }
 }
 
-async fn store(app: &App, events: VecDeque<Event>, writing: &mut Option<BlobWriter>, stored: &mut ContentsStored) -> Result<(), Fault> {
-    for event in events {
-        match event {
-            Event::Begin(_, size) if size > FILE_BYTES_MAX => {
-                return Err(Fault::too_large(format!("a file of {size} bytes; {FILE_BYTES_MAX} are allowed")));
-            }
-            Event::Begin(digest, size) => {
-                stored.bytes += size;
-                *writing = Some(app.blobs.writer(&digest, size).await?);
-            }
-            Event::Data(bytes) => {
-                if let Some(writer) = writing {
-                    writer.write(&bytes).await?;
+/// Contents on their way to the store: small ones some at once, as each of them waits for the disk; large ones piece by piece.
+struct Storing {
+    blobs: Blobs,
+    writing: Writing,
+    small: JoinSet<Result<(), BlobError>>,
+    stored: ContentsStored,
+}
+
+enum Writing {
+    Nothing,
+    Small(Digest, BytesMut),
+    Large(BlobWriter),
+}
+
+impl Storing {
+    fn new(blobs: Blobs) -> Self {
+        Self { blobs, writing: Writing::Nothing, small: JoinSet::new(), stored: ContentsStored { stored: 0, bytes: 0 } }
+    }
+
+    async fn store(&mut self, events: VecDeque<Event>) -> Result<(), Fault> {
+        for event in events {
+            match (event, &mut self.writing) {
+                (Event::Begin(_, size), _) if size > FILE_BYTES_MAX => {
+                    return Err(Fault::too_large(format!("a file of {size} bytes; {FILE_BYTES_MAX} are allowed")));
                 }
-            }
-            Event::End => {
-                if let Some(writer) = writing.take() {
-                    writer.finish().await?;
-                    stored.stored += 1;
+                (Event::Begin(digest, size), writing) => {
+                    self.stored.bytes += size;
+                    *writing = match size <= BLOB_PART_BYTES as u64 {
+                        true => Writing::Small(digest, BytesMut::new()),
+                        false => Writing::Large(self.blobs.writer(&digest, size).await?),
+                    };
+                }
+                (Event::Data(bytes), Writing::Small(_, content)) => content.extend_from_slice(&bytes),
+                (Event::Data(bytes), Writing::Large(writer)) => writer.write(&bytes).await?,
+                (Event::Data(_), Writing::Nothing) => {}
+                (Event::End, writing) => {
+                    match std::mem::replace(writing, Writing::Nothing) {
+                        Writing::Nothing => {}
+                        Writing::Small(digest, content) => self.put(digest, content.freeze()).await?,
+                        Writing::Large(writer) => writer.finish().await?,
+                    }
+                    self.stored.stored += 1;
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    async fn put(&mut self, digest: Digest, content: Bytes) -> Result<(), Fault> {
+        if self.small.len() >= CONTENTS_STORED_AT_ONCE {
+            self.one().await?;
+        }
+        let blobs = self.blobs.clone();
+        self.small.spawn(async move { blobs.put(&digest, content).await.map(drop) });
+        Ok(())
+    }
+
+    async fn one(&mut self) -> Result<bool, Fault> {
+        match self.small.join_next().await {
+            None => Ok(false),
+            Some(Ok(stored)) => Ok(stored.map(|()| true)?),
+            Some(Err(_)) => Err(Fault::internal("storing a content broke down")),
+        }
+    }
+
+    async fn finish(mut self) -> Result<ContentsStored, Fault> {
+        while self.one().await? {}
+        Ok(self.stored)
+    }
 }
 
 /// For which team a bundle is pushed.
@@ -169,11 +214,17 @@ pub(crate) async fn push(
     let manifest =
         Manifest::parse(&text).map_err(|error| Fault::unprocessable("manifest", format!("the manifest can not be used: {error}")))?;
     let digests: Vec<Digest> = manifest.contents().iter().map(|(digest, _)| *digest).collect();
-    let has = app.blobs.has(&digests).await?;
-    let missing = has.iter().filter(|has| !**has).count();
+    let sizes = app.blobs.sizes(&digests).await?;
+    let missing = sizes.iter().filter(|size| size.is_none()).count();
     if missing > 0 {
         return Err(Fault::conflict("contents-missing", format!("the server lacks {missing} of the bundle's contents"))
             .with_hint("ask at /v1/contents/missing which, send them to /v1/contents, then push again"));
+    }
+    // No agent could take such a version: a content that has not the size that was said is refused there.
+    let odd = manifest.contents().iter().zip(&sizes).find(|((_, said), size)| size.is_some_and(|size| size != *said));
+    if let Some(((digest, said), size)) = odd {
+        let size = size.unwrap_or_default();
+        return Err(Fault::unprocessable("manifest", format!("content {digest} has {size} bytes, and the manifest says {said}")));
     }
     let row = BundleRow {
         name: name.clone(),

@@ -130,6 +130,10 @@ impl From<StoreError> for Fault {
 impl From<BlobError> for Fault {
     fn from(error: BlobError) -> Self {
         tracing::error!(error = %Chain(&error), "the contents could not be read or written");
+        if matches!(error, BlobError::Full { .. }) {
+            return Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", error.to_string())
+                .with_hint("an admin makes room on the server's disk, or moves its data directory to a larger one");
+        }
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "contents", "the contents could not be read or written").later(1)
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::http::problem::Fault;
-use crate::limits::{BODY_BYTES_MAX, PAGE_ROWS, PAGE_ROWS_MAX, UPLOAD_STALL_TIMEOUT};
+use crate::limits::{BODY_BYTES_MAX, ID_BYTES, PAGE_ROWS, PAGE_ROWS_MAX, UPLOAD_STALL_TIMEOUT};
 use crate::store::PageAsked;
 
 /// A JSON body.
@@ -68,21 +68,22 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
 /// A whole body of at most so many bytes.
 pub(crate) async fn body(body: Body, bytes_max: usize) -> Result<Bytes, Fault> {
     let mut pieces = Pieces::new(body);
+    let fits = |bytes: usize| {
+        if bytes > bytes_max { Err(Fault::too_large(format!("the body is larger than {bytes_max} bytes"))) } else { Ok(()) }
+    };
     // Most bodies come in one piece, which need not be copied.
     let first = pieces.next().await?.unwrap_or_default();
-    if first.len() > bytes_max {
-        return Err(Fault::too_large(format!("the body is larger than {bytes_max} bytes")));
-    }
-    let Some(second) = pieces.next().await? else { return Ok(first) };
+    fits(first.len())?;
+    let Some(mut piece) = pieces.next().await? else { return Ok(first) };
     let mut whole = first.to_vec();
-    whole.extend_from_slice(&second);
-    while let Some(piece) = pieces.next().await? {
-        if whole.len() + piece.len() > bytes_max {
-            return Err(Fault::too_large(format!("the body is larger than {bytes_max} bytes")));
-        }
+    loop {
+        fits(whole.len() + piece.len())?;
         whole.extend_from_slice(&piece);
+        match pieces.next().await? {
+            Some(next) => piece = next,
+            None => return Ok(whole.into()),
+        }
     }
-    Ok(whole.into())
 }
 
 /// A body piece by piece. One that pauses for too long is given up.
@@ -177,7 +178,7 @@ impl FromStr for Id {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let fits = text.len() == ID_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if fits { Ok(Self(text.to_owned())) } else { Err("an id is 32 hexadecimal digits") }
     }
 }

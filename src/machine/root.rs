@@ -109,6 +109,14 @@ impl Root {
         &self.path
     }
 
+    /// Whether the root's path still leads to the directory that was opened: it may have been removed, or another may be in its place.
+    pub fn is_in_place(&self) -> bool {
+        let opened = self.bases.first().and_then(|root| root.dir.dir_metadata().ok());
+        let there = Dir::open_ambient_dir(&self.path, ambient_authority()).and_then(|dir| dir.dir_metadata()).ok();
+        let identity = |metadata: cap_std::fs::Metadata| (metadata.dev(), metadata.ino());
+        opened.map(identity) == there.map(identity) && self.state.dir_metadata().is_ok_and(|state| state.nlink() > 0)
+    }
+
     /// The agent's own directory.
     pub fn state(&self) -> &Dir {
         &self.state

@@ -145,7 +145,7 @@ impl Store {
     /// A cursor that is none, a database that is not available, a row that can not be read.
     pub async fn agents_gone(&self, page: &PageAsked) -> Result<Paged<AgentRow>> {
         let sql = "SELECT * FROM agents WHERE state = 'gone' AND ($1 IS NULL OR id < $1) ORDER BY id DESC LIMIT $2";
-        let rows = sqlx::query(sql).bind(page.text_key()?).bind(page.rows()).fetch_all(&self.read).await?;
+        let rows = sqlx::query(sql).bind(page.id_key()?).bind(page.rows()).fetch_all(&self.read).await?;
         Ok(page.cut(rows.iter().map(agent_row).collect::<Result<_>>()?, |agent| agent.id.clone()))
     }
 

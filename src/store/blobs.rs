@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
-use crate::limits::{BLOB_PART_BYTES, CONTENTS_ASKED_AT_ONCE, PIECE_BYTES};
+use crate::limits::{BLOB_PART_BYTES, CONTENTS_ASKED_AT_ONCE, CONTENTS_FREE_BYTES_MIN, PIECE_BYTES};
 use crate::names::Digest;
 
 /// Why a content was not stored or read.
@@ -48,6 +48,12 @@ pub enum BlobError {
         /// What the caller takes.
         bytes_max: usize,
     },
+    /// The disk is nearly full.
+    #[error("the disk of the contents has no room for {bytes} bytes more")]
+    Full {
+        /// How many were to be stored.
+        bytes: u64,
+    },
     /// The place where contents are did not do its work.
     #[error("contents are not available")]
     Unavailable(#[source] object_store::Error),
@@ -60,11 +66,13 @@ pub enum BlobError {
 #[derive(Debug, Clone)]
 pub struct Blobs {
     place: Arc<LocalFileSystem>,
+    dir: Arc<Dir>,
 }
 
 /// A large content that is being stored, piece by piece. Dropped before its end, it leaves nothing.
 #[derive(Debug)]
 pub struct BlobWriter {
+    dir: Arc<Dir>,
     /// What is dropped before it is complete deletes its own file.
     upload: Box<dyn MultipartUpload>,
     expected: Digest,
@@ -85,18 +93,19 @@ impl Blobs {
         let dir = dir.to_path_buf();
         let prepared = tokio::task::spawn_blocking(move || {
             Dir::create_ambient_dir_all(&dir, ambient_authority())?;
-            delete_leftovers(&Dir::open_ambient_dir(&dir, ambient_authority())?)?;
-            Ok(dir)
+            let opened = Dir::open_ambient_dir(&dir, ambient_authority())?;
+            delete_leftovers(&opened)?;
+            Ok((dir, opened))
         });
-        let dir = prepared.await.map_err(io::Error::other).flatten().map_err(BlobError::Directory)?;
-        let place = LocalFileSystem::new_with_prefix(dir).map_err(BlobError::Unavailable)?;
-        Ok(Self { place: Arc::new(place.with_fsync(true)) })
+        let (path, dir) = prepared.await.map_err(io::Error::other).flatten().map_err(BlobError::Directory)?;
+        let place = LocalFileSystem::new_with_prefix(path).map_err(BlobError::Unavailable)?;
+        Ok(Self { place: Arc::new(place.with_fsync(true)), dir: Arc::new(dir) })
     }
 
     /// Stores a content; `false` if it was there already. On return it is on the disk.
     ///
     /// # Errors
-    /// The bytes are not those that the digest names; then nothing is kept.
+    /// The bytes are not those that the digest names, or the disk is nearly full; then nothing is kept.
     pub async fn put(&self, digest: &Digest, content: Bytes) -> Result<bool, BlobError> {
         let (expected, bytes) = (*digest, content.clone());
         // Hashing a module takes a while, and this thread has others to serve.
@@ -105,6 +114,7 @@ impl Blobs {
         if found != expected {
             return Err(BlobError::Mismatch { expected, found });
         }
+        check_room(&self.dir, content.len() as u64)?;
         match self.place.put_opts(&path(digest), content.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
@@ -115,25 +125,27 @@ impl Blobs {
     /// Begins to store a content of `size` bytes that does not fit into memory.
     ///
     /// # Errors
-    /// The place can not be written.
+    /// The disk is nearly full, or the place can not be written.
     pub async fn writer(&self, digest: &Digest, size: u64) -> Result<BlobWriter, BlobError> {
+        check_room(&self.dir, size)?;
         let upload = self.place.put_multipart(&path(digest)).await.map_err(BlobError::Unavailable)?;
-        Ok(BlobWriter { upload, expected: *digest, size, left: size, hasher: Sha256::new(), part: BytesMut::new() })
+        let dir = Arc::clone(&self.dir);
+        Ok(BlobWriter { dir, upload, expected: *digest, size, left: size, hasher: Sha256::new(), part: BytesMut::new() })
     }
 
-    /// Answers for each digest whether its content is there, in their order.
+    /// Answers for each digest how many bytes its content has, in their order; none if it is not there.
     ///
     /// # Errors
     /// The place can not be read.
-    pub async fn has(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
-        let asked = futures_util::stream::iter(digests.iter().copied().map(|digest| self.has_one(digest)));
+    pub async fn sizes(&self, digests: &[Digest]) -> Result<Vec<Option<u64>>, BlobError> {
+        let asked = futures_util::stream::iter(digests.iter().copied().map(|digest| self.size(digest)));
         asked.buffered(CONTENTS_ASKED_AT_ONCE).try_collect().await
     }
 
-    async fn has_one(&self, digest: Digest) -> Result<bool, BlobError> {
+    async fn size(&self, digest: Digest) -> Result<Option<u64>, BlobError> {
         match self.place.head(&path(&digest)).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Ok(found) => Ok(Some(found.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(BlobError::Unavailable(error)),
         }
     }
@@ -178,7 +190,7 @@ impl BlobWriter {
     /// Takes the next piece.
     ///
     /// # Errors
-    /// More bytes than were said, or a place that can not be written.
+    /// More bytes than were said, a disk that is nearly full, or a place that can not be written.
     pub async fn write(&mut self, piece: &[u8]) -> Result<(), BlobError> {
         let size = self.size;
         self.left = self.left.checked_sub(piece.len() as u64).ok_or(BlobError::Size { expected: size })?;
@@ -205,6 +217,8 @@ impl BlobWriter {
 
     async fn write_part(&mut self) -> Result<(), BlobError> {
         let part = self.part.split().freeze();
+        // Others write too, so that what was free at the beginning says little.
+        check_room(&self.dir, part.len() as u64)?;
         self.upload.put_part(part.into()).await.map_err(BlobError::Unavailable)
     }
 }
@@ -214,6 +228,13 @@ fn path(digest: &Digest) -> object_store::path::Path {
     let text = digest.to_string();
     let (directory, rest) = text.split_at(2);
     object_store::path::Path::from_iter([directory, rest])
+}
+
+/// Whether the disk keeps [`CONTENTS_FREE_BYTES_MIN`] free when so many bytes more are on it.
+fn check_room(dir: &Dir, bytes: u64) -> Result<(), BlobError> {
+    let disk = rustix::fs::fstatvfs(dir).map_err(|error| BlobError::Directory(error.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free < bytes.saturating_add(CONTENTS_FREE_BYTES_MIN) { Err(BlobError::Full { bytes }) } else { Ok(()) }
 }
 
 fn missing(error: object_store::Error, digest: Digest) -> BlobError {

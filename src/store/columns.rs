@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use crate::limits::{NAME_BYTES_MAX, PAGE_ROWS_MAX};
+use crate::limits::{ID_BYTES, NAME_BYTES_MAX, PAGE_ROWS_MAX};
 use crate::store::{PageAsked, Paged, Result, StoreError};
 
 fn corrupt(column: &str, source: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
@@ -95,6 +95,15 @@ impl PageAsked {
     /// The key after which the page begins, if the listing is sorted by a text.
     pub(super) fn text_key(&self) -> Result<Option<&str>> {
         let fits = |key: &str| (1..=NAME_BYTES_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+        match self.cursor.as_deref() {
+            Some(key) if !fits(key) => Err(StoreError::Cursor),
+            key => Ok(key),
+        }
+    }
+
+    /// The key before which the page begins, if the listing is sorted by an id.
+    pub(super) fn id_key(&self) -> Result<Option<&str>> {
+        let fits = |key: &str| key.len() == ID_BYTES && key.bytes().all(|byte| byte.is_ascii_hexdigit());
         match self.cursor.as_deref() {
             Some(key) if !fits(key) => Err(StoreError::Cursor),
             key => Ok(key),

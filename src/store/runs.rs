@@ -188,7 +188,7 @@ impl Store {
         // Each list of values has a condition of its own, and a value is only ever bound.
         let one = |name: &'static str, value: Option<&str>| value.map(|value| (name, vec![value.to_string()]));
         let lists = [
-            one("id <", page.text_key()?),
+            one("id <", page.id_key()?),
             one("agent =", filter.agent.as_ref().map(AgentName::as_str)),
             one("label =", filter.label.as_ref().map(LabelName::as_str)),
             filter.labels.as_ref().map(|labels| ("label IN", labels.iter().map(ToString::to_string).collect())),

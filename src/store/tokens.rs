@@ -64,7 +64,7 @@ impl Store {
     pub async fn tokens(&self, page: &PageAsked) -> Result<Paged<TokenRow>> {
         let sql = "SELECT id, kind, team, labels, secret_hash, made_us, revoked_us FROM tokens \
             WHERE $1 IS NULL OR id < $1 ORDER BY id DESC LIMIT $2";
-        let rows = sqlx::query(sql).bind(page.text_key()?).bind(page.rows()).fetch_all(&self.read).await?;
+        let rows = sqlx::query(sql).bind(page.id_key()?).bind(page.rows()).fetch_all(&self.read).await?;
         Ok(page.cut(rows.iter().map(token).collect::<Result<_>>()?, |token| token.id.clone()))
     }
 

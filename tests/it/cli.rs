@@ -81,6 +81,18 @@ async fn where_nothing_listens_it_says_so() {
     assert!(ran.err.contains("\n\nhint: start one with `muster serve`"), "{}", ran.err);
 }
 
+#[tokio::test]
+async fn a_first_start_whose_address_is_taken_makes_nothing_so_that_the_next_is_the_first() {
+    let data = tempfile::tempdir().unwrap();
+    let data = data.path().join("data");
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let ran = muster(NOWHERE, None, &["serve", "--data", data.to_str().unwrap(), "--listen", &address]).await;
+    assert_eq!(ran.status, 1);
+    assert!(ran.err.contains(&format!("can not listen on {address}")), "{}", ran.err);
+    assert!(!data.join("admin.token").exists());
+}
+
 fn agent(name: &str) -> Value {
     json!({
         "id": name, "name": name, "labels": ["linux"], "state": "ready", "reason": "all modules succeeded", "since_us": 0, "last_seen_us": 0,

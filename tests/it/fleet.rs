@@ -202,8 +202,9 @@ async fn drain_quarantine_provision_and_remove_do_what_they_say() {
         let anew = |detail: &Value| is_ready_on(detail, 1) && launched(detail).is_some() && launched(detail) != launched(&before);
         before = house.until_agent("web-1", anew).await;
     }
-    // A quarantine outlasts a new start of the agent's program, a drain does not.
+    // A quarantine outlasts a new start of the agent's program, a drain does not; and a drain does not take its place.
     house.admin().post("/v1/agents/web-1/quarantine", json!({})).await.expect(200);
+    assert_eq!(house.admin().post("/v1/agents/web-1/drain", json!({})).await.problem(409)["code"], "quarantined");
     agent.stop();
     house.until_agent("web-1", |detail| detail["agent"]["session"] == false).await;
     agent.start();
@@ -341,6 +342,22 @@ async fn an_agent_that_is_told_to_end_drains_ends_what_it_launched_and_ends_well
     // With the next missed polls it is lost; that it drained is told still.
     let told = |detail: &Value| detail["events"].as_array().unwrap().iter().any(|event| event["state"] == "draining");
     house.until_agent("web-1", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_root_was_removed_says_so_and_ends_what_it_launched() {
+    let house = house_with_tools().await;
+    house.apply("linux", tools("tools", 0)).await;
+    let root = house.data().join("web-1");
+    let mut agent = Agent::start(&house, &root, &[]).await;
+    let ready = house.until_agent("web-1", |detail| is_ready_on(detail, 1) && launched(detail).is_some()).await;
+    std::fs::remove_dir_all(&root).unwrap();
+    let status = eventually(|| std::future::ready(agent.0.try_wait().unwrap())).await.expect("the agent ends");
+    assert_eq!(status.code(), Some(1));
+    until_ended(launched(&ready).unwrap()).await;
+    // Started anew it is another agent, once the one before is missed.
+    let _anew = Agent::start(&house, &root, &[]).await;
+    house.until_agent("web-1", |detail| is_ready_on(detail, 1) && detail["agent"]["id"] != ready["agent"]["id"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ mod access;
 mod agent_session;
 mod bits;
 mod cli;
+mod demo;
 mod fleet;
 mod floors;
 mod gate;

@@ -231,6 +231,31 @@ async fn bodies_that_a_route_can_not_take_are_refused_and_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_measured_however_it_is_cut() {
+    let house = House::start().await;
+    const ALLOWED: usize = 256 * 1024;
+    for (pieces, status) in [(vec![ALLOWED], 400), (vec![ALLOWED, 1], 413), (vec![1, ALLOWED], 413), (vec![1, ALLOWED - 1], 400)] {
+        // Each is sent when the one before was taken, so that the server sees them one by one.
+        let body = futures_util::stream::iter(pieces.clone().into_iter().map(|bytes| Ok::<_, std::io::Error>(vec![b' '; bytes])));
+        let answer = house.admin().send(Method::POST, "/v1/tokens", &JSON, reqwest::Body::wrap_stream(body)).await;
+        answer.problem(status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_wrong_about_a_content_makes_no_version() {
+    let house = House::start().await;
+    house.push_bundle(&[("VERSION", b"1.0\n")]).await;
+    let digest = muster::names::Digest::of(b"1.0\n");
+    for (size, status) in [(4, 201), (5, 422), (0, 422)] {
+        let manifest = format!("muster-manifest 1\nf 644 {size} {digest} odd\n");
+        let answer = house.admin().send(Method::PUT, &format!("/v1/bundles/odd-{size}?team={TEAM}"), &[], manifest).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+        assert_eq!(house.admin().get(&format!("/v1/bundles/odd-{size}")).await.status, if status == 201 { 200 } else { 404 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_module_over_its_limit_is_refused() {
     let full = full().await;
     let answer = full.house.admin().send(Method::POST, "/v1/modules?name=bad&team=media", &[], vec![0; 64 * 1024 * 1024 + 1]).await;
@@ -293,6 +318,11 @@ async fn questions_that_make_no_sense_are_refused() {
         "runs",
         "tokens",
     ] {
+        // What is sorted by ids takes nothing else for one.
+        if ["agents?state=gone", "runs", "tokens"].contains(&list) {
+            let and = if list.contains('?') { '&' } else { '?' };
+            assert_eq!(admin.get(&format!("/v1/{list}{and}cursor=zz")).await.problem(400)["code"], "cursor");
+        }
         let and = if list.contains('?') { '&' } else { '?' };
         for cursor in ["%00", "a%20b", "", &"9".repeat(64)] {
             let problem = admin.get(&format!("/v1/{list}{and}cursor={cursor}")).await.problem(400);
