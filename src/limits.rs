@@ -126,6 +126,8 @@ pub const EPOCH_TICK: Duration = Duration::from_millis(10);
 pub const RUNS_AT_ONCE: u32 = 128;
 /// Runs at once at most.
 pub const RUNS_AT_ONCE_MAX: u32 = 1024;
+/// Bytes of a memory or a table that stay with the process when a run has ended, cleared, for the next one.
+pub const RUN_PAGES_KEPT_BYTES: usize = 256 * 1024;
 /// Linear memories in one module. A Python component has three.
 pub const MODULE_MEMORIES_MAX: u32 = 4;
 /// Tables in one module.

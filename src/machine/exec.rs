@@ -11,6 +11,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -292,10 +294,29 @@ impl Group {
     /// Waits until nothing of the group is left, until the deadline at most. The leader must be waited for by whoever started it.
     pub async fn gone(&self, deadline: Instant) {
         let Some(leader) = self.leader else { return };
-        while test_kill_process_group(leader).is_ok() && Instant::now() < deadline {
+        while test_kill_process_group(leader).is_ok() && lives(leader) && Instant::now() < deadline {
             tokio::time::sleep(GROUP_LOOK_INTERVAL).await;
         }
     }
+}
+
+/// Whether any process of a group has not ended, as far as the machine tells.
+///
+/// One that has ended is in its group still until whoever inherited it waits for it: in a container that may be never.
+fn lives(group: Pid) -> bool {
+    let Ok(proc) = Dir::open_ambient_dir("/proc", ambient_authority()) else { return true };
+    let Ok(processes) = proc.entries() else { return true };
+    let pids = processes.filter_map(|process| process.ok()?.file_name().into_string().ok()).filter(|name| name.parse::<u32>().is_ok());
+    // Without `/proc` as Linux has it, nothing is known.
+    let mut known = false;
+    let living = pids.filter_map(|pid| proc.read_to_string(format!("{pid}/stat")).ok()).any(|stat| {
+        known = true;
+        // The program's name is in parentheses and may hold anything; the state, the parent and the group follow its end.
+        let mut fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace()).into_iter().flatten();
+        let (state, own) = (fields.next(), fields.nth(1).and_then(|group| group.parse::<i32>().ok()));
+        own == Some(group.as_raw_nonzero().get()) && !matches!(state, Some("Z" | "X"))
+    });
+    living || !known
 }
 
 impl Drop for Group {

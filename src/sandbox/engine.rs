@@ -11,12 +11,12 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
-use wasmtime::{Cache, CacheConfig, Config, Engine, PoolingAllocationConfig, Store, Trap};
+use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, PoolingAllocationConfig, Store, Trap};
 use wasmtime_wasi::{ResourceTableError, WasiCtxBuilder};
 
 use crate::limits::{
     COMPILES_AT_ONCE, COMPILES_WAITING_MAX, EPOCH_TICK, HANDLES_MAX, HOSTCALL_BYTES_MAX, MODULE_CORE_INSTANCES_MAX, MODULE_MEMORIES_MAX,
-    MODULE_TABLES_MAX, RANDOM_BYTES_MAX, RUN_MEMORY_MIB_MAX, TABLE_ELEMENTS_MAX, WASM_STACK_BYTES_MAX,
+    MODULE_TABLES_MAX, RANDOM_BYTES_MAX, RUN_MEMORY_MIB_MAX, RUN_PAGES_KEPT_BYTES, TABLE_ELEMENTS_MAX, WASM_STACK_BYTES_MAX,
 };
 use crate::machine::Command;
 use crate::names::Digest;
@@ -212,6 +212,13 @@ fn engine(cache: Option<PathBuf>, runs_at_once: u32) -> wasmtime::Result<Engine>
     pool.table_elements(TABLE_ELEMENTS_MAX);
     pool.max_component_instance_size(4 * 1024 * 1024);
     pool.max_core_instance_size(4 * 1024 * 1024);
+    // Where the kernel tells which pages a run wrote to, those are cleared by hand: giving them back costs more, as every core is
+    // interrupted for it.
+    if PoolingAllocationConfig::is_pagemap_scan_available() {
+        pool.pagemap_scan(Enabled::Yes);
+        pool.linear_memory_keep_resident(RUN_PAGES_KEPT_BYTES);
+        pool.table_keep_resident(RUN_PAGES_KEPT_BYTES);
+    }
     let mut pooled = config.clone();
     pooled.allocation_strategy(pool);
     // The pool reserves terabytes of addresses, which some machines do not let a process have: there each run maps its own memory.
