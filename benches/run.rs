@@ -42,7 +42,7 @@ impl Link for Idle {
         Ok(Change::default())
     }
 
-    async fn remove(&self, _path: &str) -> Result<Change, CallError> {
+    async fn remove(&self, _path: &str, _with_below: bool) -> Result<Change, CallError> {
         Ok(Change::default())
     }
 

@@ -24,6 +24,7 @@ use axum::Router;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse as _;
 use axum::serve::ListenerExt as _;
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
 use tower::ServiceBuilder;
 use tower_http::request_id::PropagateRequestIdLayer;
 use tower_http::trace::TraceLayer;
@@ -32,7 +33,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::http::problem::Fault;
-use crate::limits::REQUEST_TIMEOUT;
+use crate::limits::{REQUEST_TIMEOUT, TCP_KEEPALIVE};
 use crate::provision::Provision;
 use crate::roster::Roster;
 use crate::shelf::Shelf;
@@ -210,6 +211,11 @@ pub async fn serve(listener: tokio::net::TcpListener, app: App, grace: Duration)
         // A call's small frames would otherwise wait for the other side's acknowledgements.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection delays its small packets");
+        }
+        // A machine that was switched off says no farewell, and agents keep their connections between polls.
+        let kept_alive = set_socket_keepalive(&*stream, true).and_then(|()| set_tcp_keepidle(&*stream, TCP_KEEPALIVE));
+        if let Err(error) = kept_alive {
+            tracing::debug!(%error, "a connection is not looked after");
         }
     });
     let server = axum::serve(listener, router(app).into_make_service()).with_graceful_shutdown(ending.clone().cancelled_owned());

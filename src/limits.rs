@@ -184,9 +184,17 @@ pub const SESSION_PIECES_WAITING_MAX: usize = 8;
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause before an agent tries again to reach the server.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(60);
+/// Within what time agents whose session was lost ask for another, spread at random: they may be all that there are.
+pub const SESSION_AGAIN_WITHIN: Duration = Duration::from_secs(5);
+/// After how long without a word the machine asks whether the other side of a connection is there still.
+pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 // Provisioning and launching.
 
+/// Agents that are looked at at once, to find out whether something is to be done for them.
+pub const LOOKS_AT_ONCE: usize = 16;
+/// How long an agent has to end what ran and to start what is to be launched.
+pub const LAUNCH_MAX: Duration = Duration::from_secs(60);
 /// The first pause before a failed agent is provisioned again.
 pub const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// The longest pause before a failed agent is provisioned again.
@@ -279,5 +287,6 @@ const _: () = {
             && RUN_SECONDS <= RUN_SECONDS_MAX
             && RUN_CALLS <= RUN_CALLS_MAX
     );
+    assert!(LAUNCH_MAX.as_millis() > 2 * STOP_GRACE.as_millis(), "what ran has its time to end");
     assert!(SESSION_SILENCE_MAX.as_millis() > 2 * SESSION_PING_INTERVAL.as_millis(), "one lost ping does not lose a session");
 };

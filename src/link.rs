@@ -26,8 +26,8 @@ pub trait Link: Send + Sync {
     async fn exists(&self, path: &str) -> Result<bool, CallError>;
     /// Makes a path a file with this content and mode.
     async fn write_file(&self, path: &str, contents: &[u8], mode: u32) -> Result<Change, CallError>;
-    /// Removes what is at a path.
-    async fn remove(&self, path: &str) -> Result<Change, CallError>;
+    /// Removes what is at a path: a directory that is not empty only with all that is below it.
+    async fn remove(&self, path: &str, with_below: bool) -> Result<Change, CallError>;
     /// Brings a bundle to a destination.
     async fn sync(&self, destination: &str, bundle: &Bundle, mode: SyncMode) -> Result<Change, CallError>;
     /// Ends what was launched; whether it ran.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{GlobBuilder, GlobSet};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
@@ -130,7 +130,8 @@ pub struct Grants {
 #[derive(Debug, Clone)]
 pub struct Glob {
     text: String,
-    matcher: GlobMatcher,
+    /// Of one glob: the way to compile it that answers with an error where it can not be.
+    matcher: GlobSet,
 }
 
 /// Why a text is no grant.
@@ -169,8 +170,9 @@ impl FromStr for Glob {
             return Err(GlobError::Path(text.escape_default().to_string()));
         }
         let glob = GlobBuilder::new(text).literal_separator(true).build();
-        let glob = glob.map_err(|error| GlobError::Syntax(text.escape_default().to_string(), error.kind().to_string()))?;
-        Ok(Self { text: text.into(), matcher: glob.compile_matcher() })
+        let matcher = glob.and_then(|glob| GlobSet::builder().add(glob).build());
+        let matcher = matcher.map_err(|error| GlobError::Syntax(text.escape_default().to_string(), error.kind().to_string()))?;
+        Ok(Self { text: text.into(), matcher })
     }
 }
 
@@ -372,7 +374,7 @@ fn flat(policy: &LabelPolicy) -> BTreeMap<String, String> {
             serde_json::Value::Array(items) if path.starts_with("grants.") || path == "bundles" => {
                 for item in items {
                     let text = item.as_str().unwrap_or_default();
-                    let (name, rest) = text.split_once('@').unwrap_or((text, "yes"));
+                    let (name, rest) = text.split_once('@').filter(|_| path == "bundles").unwrap_or((text, "yes"));
                     into.insert(format!("{path} {name}"), short(rest));
                 }
             }
@@ -411,6 +413,7 @@ mod tests {
         assert!("../x".parse::<Glob>().is_err());
         assert!("".parse::<Glob>().is_err());
         assert!("a[".parse::<Glob>().is_err());
+        assert!(format!("{}a{}", "{".repeat(300), "}".repeat(300)).parse::<Glob>().is_err());
     }
 
     #[test]
@@ -428,10 +431,13 @@ mod tests {
     #[test]
     fn a_difference_names_each_grant_and_bundle() {
         let one = parse_file("[label.a]\nteam=\"t\"\nmodule=\"m\"\nbundles=[\"x\"]\n").unwrap().into_values().next().unwrap();
-        let two =
-            parse_file("[label.a]\nteam=\"t\"\nmodule=\"m\"\n[label.a.grants]\nrun=[\"/bin/sh\"]\n").unwrap().into_values().next().unwrap();
+        let two = parse_file("[label.a]\nteam=\"t\"\nmodule=\"m\"\n[label.a.grants]\nrun=[\"/opt/t@1/sh\",\"/opt/t@2/sh\"]\n")
+            .unwrap()
+            .into_values()
+            .next()
+            .unwrap();
         let lines = differences(Some(&one), &two);
-        assert_eq!(lines, ["+ grants.run /bin/sh: yes", "- bundles x: yes"]);
+        assert_eq!(lines, ["+ grants.run /opt/t@1/sh: yes", "+ grants.run /opt/t@2/sh: yes", "- bundles x: yes"]);
         assert!(differences(Some(&one), &one).is_empty());
     }
 }

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::api::AgentState;
 use crate::credential::new_id;
 use crate::journal::{self, now_us};
+use crate::limits::{LAUNCH_MAX, LOOKS_AT_ONCE, STORE_RETRY};
 use crate::link::Link as _;
 use crate::link::session::Session;
-use crate::machine::Command;
+use crate::machine::{CallError, Command};
 use crate::names::LabelName;
 use crate::roster::{Agent, Roster, View, Why};
 use crate::sandbox::gate::Counts;
@@ -42,12 +43,11 @@ pub struct Provision {
     sandbox: Arc<Sandbox>,
     secrets: Secrets,
     metrics: Arc<Metrics>,
-    slots: Arc<Semaphore>,
+    slots: Semaphore,
+    looking: Semaphore,
     following: Following,
 }
 
-/// What stands between the reason for which an agent is lost and what was asked for meanwhile.
-const WHEN_BACK: &str = "; when it is back: ";
 /// The verdict's word of a run that has not ended.
 pub const RUNNING: &str = "running";
 
@@ -62,8 +62,8 @@ impl Provision {
         metrics: Arc<Metrics>,
         at_once: u32,
     ) -> Self {
-        let slots = Arc::new(Semaphore::new(at_once as usize));
-        Self { store, shelf, roster, sandbox, secrets, metrics, slots, following: Following::default() }
+        let (slots, looking) = (Semaphore::new(at_once as usize), Semaphore::new(LOOKS_AT_ONCE));
+        Self { store, shelf, roster, sandbox, secrets, metrics, slots, looking, following: Following::default() }
     }
 
     /// Tells whoever follows a run's log when there is more of it; none if the run is not under way here.
@@ -124,21 +124,43 @@ impl Provision {
                     continue;
                 }
                 let taken = Taken { roster: Arc::clone(&self.roster), agent };
-                match self.consider(&taken.agent, &why).await {
-                    Ok(Some(work)) => {
-                        let provision = Arc::clone(&self);
-                        tokio::spawn(async move {
-                            if let Err(error) = provision.bring(&taken.agent, work).await {
-                                tracing::error!(agent = %taken.agent.name(), %error, "agent {} is not provisioned: the store failed", taken.agent.name());
-                            }
-                            drop(taken);
-                        });
-                    }
-                    Ok(None) => {}
-                    Err(error) => tracing::error!(agent = %taken.agent.name(), %error, "an agent could not be looked at: the store failed"),
-                }
+                let provision = Arc::clone(&self);
+                tokio::spawn(async move { provision.attend(&taken, why).await });
             }
         }
+    }
+
+    /// Attends to one agent that is due. What the store failed at is tried again: nobody else would bring it up.
+    async fn attend(&self, taken: &Taken, why: Why) {
+        let agent = &taken.agent;
+        if let Err(error) = self.look_at(agent, &why).await {
+            tracing::error!(agent = %agent.name(), %error, "agent {} could not be attended to: the store failed; it is tried again", agent.name());
+            tokio::time::sleep(STORE_RETRY).await;
+            self.roster.wake(agent, why);
+        }
+    }
+
+    async fn look_at(&self, agent: &Arc<Agent>, why: &Why) -> Result<(), StoreError> {
+        // Taken once, before anything: whoever halts the agent from now on ends all that follows.
+        let ending = agent.ending();
+        {
+            // After a swap thousands are due at once, and the database is one.
+            let _looking = self.looking.acquire().await;
+            self.begin_again(agent, why).await?;
+            if self.consider(agent, why).await?.is_none() {
+                return Ok(());
+            }
+        }
+        let _slot = tokio::select! {
+            () = ending.cancelled() => return Ok(()),
+            slot = self.slots.acquire() => slot,
+        };
+        // The slot may have been long in coming, and another release be in force by now.
+        if let Some(work) = self.consider(agent, why).await? {
+            self.bring(agent, &ending, work).await?;
+            self.roster.spare_session(agent);
+        }
+        Ok(())
     }
 
     /// Asks for an agent to be provisioned again from the beginning, whatever it is brought to and whatever holds it.
@@ -146,7 +168,7 @@ impl Provision {
     /// # Errors
     /// When the store fails.
     pub async fn ask(&self, agent: &Arc<Agent>, cause: String) -> Result<(), StoreError> {
-        let why = Why::Asked(cause);
+        let why = Why::Asked { halts: agent.halts(), cause };
         // While a run goes on, the wish is kept and looked at when the run has ended.
         if agent.take(&why) {
             let _taken = Taken { roster: Arc::clone(&self.roster), agent: Arc::clone(agent) };
@@ -157,26 +179,26 @@ impl Provision {
     }
 
     async fn begin_again(&self, agent: &Agent, why: &Why) -> Result<(), StoreError> {
-        let Why::Asked(cause) = why else { return Ok(()) };
-        self.roster
-            .change(agent, |row| {
-                row.releases.clear();
-                row.retry_at_us = None;
-                row.attempt = 0;
-                if !matches!(row.state, AgentState::Lost | AgentState::Gone) {
-                    row.state = AgentState::Registered;
-                    return Some(cause.clone());
-                }
-                // Why it is lost stays what a person reads; what was asked for comes when it is back.
-                let lost = row.reason.split(WHEN_BACK).next().unwrap_or_default();
-                Some(format!("{lost}{WHEN_BACK}{cause}"))
-            })
-            .await
+        let Why::Asked { halts, cause } = why else { return Ok(()) };
+        let begun = self.roster.change(agent, |row| {
+            // Somebody halted it after it was asked for, and said the last word.
+            if agent.halts() != *halts {
+                return None;
+            }
+            row.releases.clear();
+            row.retry_at_us = None;
+            row.drained = None;
+            row.attempt = 0;
+            if !matches!(row.state, AgentState::Lost | AgentState::Gone) {
+                row.state = AgentState::Registered;
+            }
+            Some(cause.clone())
+        });
+        begun.await.map(drop)
     }
 
     /// Says what is to be done for an agent that is due, if anything is.
     async fn consider(&self, agent: &Arc<Agent>, why: &Why) -> Result<Option<Work>, StoreError> {
-        self.begin_again(agent, why).await?;
         let View { row, session, .. } = agent.view();
         match row.state {
             state if halted(state) => return Ok(None),
@@ -213,10 +235,11 @@ impl Provision {
             return Ok(None);
         };
         if !session {
+            agent.want_session();
             return Ok(None);
         }
         let cause = match (why, row.releases.get(&behind.label)) {
-            (Why::Asked(cause), _) => cause.clone(),
+            (Why::Asked { cause, .. }, _) => cause.clone(),
             (_, Some(has)) => format!("label `{}` is at release {}, the agent at {has}", behind.label, behind.number),
             (_, None) => format!("release {} of label `{}` is not on it yet", behind.number, behind.label),
         };
@@ -224,15 +247,12 @@ impl Provision {
     }
 
     /// Brings an agent to the releases of its labels, and launches what is to be launched.
-    async fn bring(&self, agent: &Arc<Agent>, work: Work) -> Result<(), StoreError> {
-        // Taken once, before anything: whoever halts the agent from now on ends all that follows.
-        let ending = agent.ending();
-        let _slot = tokio::select! {
-            () = ending.cancelled() => return Ok(()),
-            slot = Arc::clone(&self.slots).acquire_owned() => slot,
+    async fn bring(&self, agent: &Arc<Agent>, ending: &CancellationToken, work: Work) -> Result<(), StoreError> {
+        let Some(session) = agent.session() else {
+            agent.want_session();
+            return Ok(());
         };
-        // The slot may have been long in coming.
-        let Some(session) = agent.session() else { return Ok(()) };
+        let others_before = agent.tries(work.releases.iter().map(|release| (release.label.clone(), release.number)).collect());
         let mut waited_since_us = now_us();
         let mut attempt = 1;
         let mut stopped = false;
@@ -249,7 +269,8 @@ impl Provision {
                 // What it holds from now on is what these runs bring it to: one that is cut off, or whose launch is, begins anew.
                 row.releases.clear();
                 row.retry_at_us = None;
-                row.attempt += 1;
+                // The failures of other releases are not this one's.
+                row.attempt = if others_before { 1 } else { row.attempt + 1 };
                 attempt = u32::try_from(row.attempt).unwrap_or(u32::MAX);
                 Some(work.cause)
             })
@@ -271,7 +292,7 @@ impl Provision {
             }
             let is_last = at + 1 == last;
             let (verdict, module_launch) =
-                self.run_one(agent, &session, &ending, release, attempt, is_last && launch.is_none() && policy_launch.is_none()).await?;
+                self.run_one(agent, &session, ending, release, attempt, is_last && launch.is_none() && policy_launch.is_none()).await?;
             if verdict != Verdict::Provisioned {
                 let _ = session.resume().await;
                 return Ok(());
@@ -279,7 +300,7 @@ impl Provision {
             launch = module_launch.or(policy_launch).or(launch);
         }
         if let Some(command) = launch {
-            self.launch(agent, &session, &ending, &command).await?;
+            self.launch(agent, &session, ending, &command).await?;
         } else {
             let _ = session.resume().await;
         }
@@ -293,7 +314,7 @@ impl Provision {
         let launched = tokio::select! {
             biased;
             () = ending.cancelled() => return Ok(()),
-            launched = session.launch(command) => launched,
+            launched = tokio::time::timeout(LAUNCH_MAX, session.launch(command)) => launched.unwrap_or(Err(CallError::TimedOut)),
         };
         self.roster
             .change(agent, |row| {
@@ -315,6 +336,7 @@ impl Provision {
                 })
             })
             .await
+            .map(drop)
     }
 
     /// Runs one release for one agent, from the run's first row to its verdict.
@@ -436,10 +458,15 @@ impl Provision {
         end: &RunEnd,
         rest: &records::Rows,
     ) {
-        loop {
+        for again in [false].into_iter().chain(std::iter::repeat(true)) {
             let change = |row: &mut AgentRow| after(row, release, run, verdict, is_last);
-            let write =
-                |row, cause: String| async move { self.store.end_run(run, end, &rest.log, &rest.journal, Some((&row, &cause))).await };
+            let write = |row, cause: String| async move {
+                match self.store.end_run(run, end, &rest.log, &rest.journal, Some((&row, &cause))).await {
+                    // It was written before, and the answer was lost.
+                    Err(StoreError::Conflict(_)) if again => Ok(()),
+                    written => written,
+                }
+            };
             match self.roster.change_with(agent, change, write).await {
                 Ok(()) => return,
                 Err(StoreError::Conflict(reason) | StoreError::Missing(reason)) => {
@@ -448,7 +475,7 @@ impl Provision {
                 }
                 Err(error) => tracing::error!(run, %error, "the end of run {run} could not be written; trying again"),
             }
-            tokio::time::sleep(crate::limits::STORE_RETRY).await;
+            tokio::time::sleep(STORE_RETRY).await;
         }
     }
 }

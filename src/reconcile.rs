@@ -12,26 +12,37 @@ use crate::store::Store;
 use crate::store::clear::Kept;
 
 /// Does what is due at its time, for as long as the server lives. A failure of the store is logged, and the work done the next time.
+///
+/// None waits for another: clearing away may take long after a swap of a large label, and leases are to be looked at meanwhile.
 pub async fn work(store: Store, roster: Arc<Roster>, poll: Duration, kept: Kept) {
-    let mut leases = ticker((poll / 4).min(RECONCILE_INTERVAL_MAX));
-    let mut heartbeats = ticker(HEARTBEAT_FLUSH_INTERVAL);
-    let mut clearing = ticker(CLEAR_INTERVAL);
+    tokio::join!(leases(&roster, poll), heartbeats(&roster), clearing(&store, &kept));
+}
+
+async fn leases(roster: &Roster, poll: Duration) {
+    let mut ticker = ticker((poll / 4).min(RECONCILE_INTERVAL_MAX));
     loop {
-        tokio::select! {
-            _ = leases.tick() => {
-                if let Err(error) = roster.expire().await {
-                    tracing::error!(%error, "leases could not be looked at");
-                }
-            }
-            _ = heartbeats.tick() => {
-                if let Err(error) = roster.flush_heartbeats().await {
-                    tracing::error!(%error, "heartbeats could not be written");
-                }
-            }
-            _ = clearing.tick() => match store.clear(now_us(), &kept).await {
-                Ok(cleared) => tracing::debug!(?cleared, "what is old was cleared away"),
-                Err(error) => tracing::error!(%error, "what is old could not be cleared away"),
-            },
+        ticker.tick().await;
+        roster.expire().await;
+    }
+}
+
+async fn heartbeats(roster: &Roster) {
+    let mut ticker = ticker(HEARTBEAT_FLUSH_INTERVAL);
+    loop {
+        ticker.tick().await;
+        if let Err(error) = roster.flush_heartbeats().await {
+            tracing::error!(%error, "heartbeats could not be written");
+        }
+    }
+}
+
+async fn clearing(store: &Store, kept: &Kept) {
+    let mut ticker = ticker(CLEAR_INTERVAL);
+    loop {
+        ticker.tick().await;
+        match store.clear(now_us(), kept).await {
+            Ok(cleared) => tracing::debug!(?cleared, "what is old was cleared away"),
+            Err(error) => tracing::error!(%error, "what is old could not be cleared away"),
         }
     }
 }

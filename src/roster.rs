@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{AgentState, Register};
 use crate::credential::Credential;
 use crate::journal::now_us;
+use crate::limits::REASON_BYTES_MAX;
 use crate::link::frames::Launched;
 use crate::link::session::Session;
 use crate::names::{AgentName, LabelName, TeamName};
@@ -34,6 +35,8 @@ pub struct Roster {
     due: Mutex<HashMap<String, Why>>,
     due_changed: Notify,
     sessions: AtomicI64,
+    /// When leases were last looked at.
+    looked_us: AtomicI64,
 }
 
 #[derive(Default)]
@@ -64,8 +67,13 @@ pub enum Why {
     Release(String),
     /// The agent program was started anew, so what it was brought to may be gone.
     Restarted,
-    /// A person asked for it.
-    Asked(String),
+    /// A person asked for it. A wish from before the agent was halted is worth nothing.
+    Asked {
+        /// How often the agent had been halted by then.
+        halts: u64,
+        /// Who asked, and why.
+        cause: String,
+    },
 }
 
 /// One living agent.
@@ -87,6 +95,12 @@ struct Live {
     launched: Option<Launched>,
     ending: CancellationToken,
     deferred: Option<Why>,
+    /// Whether there is something to do or to say that takes a session.
+    wants_session: bool,
+    /// How often a person halted it.
+    halts: u64,
+    /// The releases that were last tried.
+    tried: BTreeMap<LabelName, i64>,
 }
 
 /// An agent as it is at one moment.
@@ -112,7 +126,17 @@ impl Agent {
             changing: tokio::sync::Mutex::default(),
             seen_us: AtomicI64::new(row.last_seen_us),
             seen_stored_us: AtomicI64::new(row.last_seen_us),
-            live: Mutex::new(Live { row, claims, session: None, launched: None, ending: CancellationToken::new(), deferred: None }),
+            live: Mutex::new(Live {
+                row,
+                claims,
+                session: None,
+                launched: None,
+                ending: CancellationToken::new(),
+                deferred: None,
+                wants_session: false,
+                halts: 0,
+                tried: BTreeMap::new(),
+            }),
             busy: AtomicBool::new(false),
         })
     }
@@ -153,6 +177,12 @@ impl Agent {
         self.live().row.labels.contains(label)
     }
 
+    /// Whether it carries one of some labels.
+    pub fn carries_any(&self, labels: &[LabelName]) -> bool {
+        let live = self.live();
+        labels.iter().any(|label| live.row.labels.contains(label))
+    }
+
     /// The team whose token it registered with.
     pub fn team(&self) -> Option<TeamName> {
         self.live().row.team.clone()
@@ -173,6 +203,29 @@ impl Agent {
         let mut live = self.live();
         live.ending.cancel();
         live.ending = CancellationToken::new();
+    }
+
+    /// Has the agent open a session at its next poll, beyond the bound if need be: there is something to do or to say.
+    pub fn want_session(&self) {
+        self.live().wants_session = true;
+    }
+
+    /// Notes that a person halts it: what was wished before is worth nothing.
+    pub fn halted(&self) {
+        let mut live = self.live();
+        live.halts += 1;
+        live.deferred = None;
+    }
+
+    /// How often a person has halted it.
+    pub fn halts(&self) -> u64 {
+        self.live().halts
+    }
+
+    /// Notes which releases are tried now, and answers whether others were tried before.
+    pub fn tries(&self, releases: BTreeMap<LabelName, i64>) -> bool {
+        let before = std::mem::replace(&mut self.live().tried, releases.clone());
+        !before.is_empty() && before != releases
     }
 
     /// Notes that the agent was heard of.
@@ -230,8 +283,11 @@ impl Roster {
             if row.state == AgentState::Failed {
                 row.retry_at_us.get_or_insert(now);
             }
+            let lost = row.state == AgentState::Lost;
             let agent = Agent::new(row, claims);
-            agent.seen_us.store(now, Ordering::Relaxed);
+            if !lost {
+                agent.seen_us.store(now, Ordering::Relaxed);
+            }
             agents.by_name.insert(agent.name.clone(), Arc::clone(&agent));
             agents.by_id.insert(agent.id.clone(), agent);
         }
@@ -242,6 +298,7 @@ impl Roster {
             due: Mutex::default(),
             due_changed: Notify::new(),
             sessions: AtomicI64::new(0),
+            looked_us: AtomicI64::new(now),
         })
     }
 
@@ -289,21 +346,35 @@ impl Roster {
         counts
     }
 
-    /// Changes an agent's row: in the store first, then here.
+    /// How many living agents of each label are in each state.
+    pub fn count_by_label(&self) -> HashMap<LabelName, BTreeMap<AgentState, u64>> {
+        let mut counts: HashMap<LabelName, BTreeMap<AgentState, u64>> = HashMap::new();
+        for agent in self.agents().by_name.values() {
+            let live = agent.live();
+            for label in &live.row.labels {
+                *counts.entry(label.clone()).or_default().entry(live.row.state).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// Changes an agent's row: in the store first, then here. Answers whether anything was changed.
     ///
-    /// `change` says what is different and why; when it answers none, nothing is written. The cause becomes the row's reason.
+    /// `change` says what is different and why; when it answers none, nothing is written. It sees the row as it is when its turn comes, so
+    /// what the change depends on is looked at there. The cause is kept as an event and becomes the row's reason; but one that is halted or
+    /// lost, and stays so, keeps the reason that it has.
     ///
     /// # Errors
     /// When the store fails; nothing has changed then.
-    pub async fn change(&self, agent: &Agent, change: impl FnOnce(&mut AgentRow) -> Option<String>) -> Result<(), StoreError> {
+    pub async fn change(&self, agent: &Agent, change: impl FnOnce(&mut AgentRow) -> Option<String>) -> Result<bool, StoreError> {
         let _changing = agent.changing.lock().await;
         let mut row = agent.live().row.clone();
         let state = row.state;
-        let Some(cause) = change(&mut row) else { return Ok(()) };
-        stamp(&mut row, state, &cause);
+        let Some(cause) = change(&mut row) else { return Ok(false) };
+        let cause = stamp(agent, &mut row, state, &cause);
         self.store.update_agent(&row, Some(&cause)).await?;
         self.put(agent, row);
-        Ok(())
+        Ok(true)
     }
 
     /// Changes an agent's row together with something else, in one transaction that `write` makes.
@@ -323,7 +394,7 @@ impl Roster {
         let mut row = agent.live().row.clone();
         let state = row.state;
         let cause = change(&mut row);
-        stamp(&mut row, state, &cause);
+        let cause = stamp(agent, &mut row, state, &cause);
         write(row.clone(), cause).await?;
         self.put(agent, row);
         Ok(())
@@ -340,6 +411,7 @@ impl Roster {
         let before = {
             let mut live = agent.live();
             live.launched = Some(launched);
+            live.wants_session = false;
             live.session.replace(session)
         };
         match before {
@@ -364,6 +436,14 @@ impl Roster {
     /// How many sessions are open.
     pub fn sessions(&self) -> usize {
         usize::try_from(self.sessions.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// Closes an agent's session if more are open than there should be, and nothing is to be done in it.
+    pub fn spare_session(&self, agent: &Agent) {
+        let spare = self.sessions() > self.settings.sessions_max && agent.state() == AgentState::Ready;
+        if let Some(session) = agent.session().filter(|_| spare) {
+            self.close_session(agent, &session, "more sessions are open than this server keeps");
+        }
     }
 
     /// Marks an agent as due to be looked at.
@@ -398,17 +478,26 @@ impl Roster {
         }
     }
 
-    /// Gives an agent up: its credential is worth nothing any more, its session is closed and its name is free.
+    /// Gives an agent up, if it is to be given up still when its turn comes: its credential is worth nothing any more, what it launched is
+    /// ended as far as it can be told, its session is closed and its name is free.
     ///
     /// # Errors
-    /// When the store fails.
-    pub async fn give_up(&self, agent: &Agent, cause: &str) -> Result<(), StoreError> {
-        self.change(agent, |row| {
-            row.state = AgentState::Gone;
-            row.retry_at_us = None;
-            Some(cause.to_owned())
-        })
-        .await?;
+    /// When the store fails; then nothing has happened.
+    pub async fn give_up(&self, agent: &Agent, cause: &str, still: impl FnOnce(&AgentRow) -> bool) -> Result<(), StoreError> {
+        let change = |row: &mut AgentRow| {
+            still(row).then(|| {
+                row.state = AgentState::Gone;
+                row.retry_at_us = None;
+                cause.to_owned()
+            })
+        };
+        match self.change(agent, change).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // It is gone in the store already: the answer to an earlier try was lost.
+            Err(StoreError::Missing(_)) => agent.live().row.state = AgentState::Gone,
+            Err(error) => return Err(error),
+        }
         {
             let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
             agents.by_id.remove(&agent.id);
@@ -418,6 +507,8 @@ impl Roster {
         }
         agent.end();
         if let Some(session) = agent.session() {
+            // One that is cut off just now can not be told, and finds out when it is back.
+            let _ = session.drain(cause).await;
             self.close_session(agent, &session, cause);
         }
         Ok(())
@@ -448,9 +539,17 @@ impl Roster {
     }
 }
 
-fn stamp(row: &mut AgentRow, state: AgentState, cause: &str) {
-    row.reason = cause.to_owned();
+/// Gives a changed row its reason, and answers the cause as it is kept: agents and modules wrote parts of it.
+fn stamp(agent: &Agent, row: &mut AgentRow, state: AgentState, cause: &str) -> String {
+    let end = cause.floor_char_boundary(REASON_BYTES_MAX);
+    let cause = cause.get(..end).unwrap_or_default().replace(char::is_control, " ");
+    row.last_seen_us = row.last_seen_us.max(agent.seen_us.load(Ordering::Relaxed));
+    let keeps = matches!(row.state, AgentState::Quarantined | AgentState::Draining | AgentState::Lost);
+    if row.state != state || !keeps {
+        row.reason.clone_from(&cause);
+    }
     if row.state != state {
         row.since_us = now_us();
     }
+    cause
 }

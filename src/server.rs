@@ -47,6 +47,7 @@ pub struct Server {
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
     store: Store,
     roster: Arc<Roster>,
+    sandbox: Arc<Sandbox>,
     _lock: std::fs::File,
     _work: [AbortOnDropHandle<()>; 2],
 }
@@ -83,7 +84,7 @@ impl Server {
             store.clone(),
             Arc::clone(&shelf),
             Arc::clone(&roster),
-            sandbox,
+            Arc::clone(&sandbox),
             secrets,
             Arc::clone(&metrics),
             config.runs.at_once,
@@ -113,7 +114,7 @@ impl Server {
         ];
         let serving = tokio::spawn(http::serve(listener, app, STOP_GRACE));
         let admin_token = config.data.join(ADMIN_TOKEN_NAME);
-        Ok(Self { address, admin_token, admin_token_is_new, ending, serving, store, roster, _lock: lock, _work: work })
+        Ok(Self { address, admin_token, admin_token_is_new, ending, serving, store, roster, sandbox, _lock: lock, _work: work })
     }
 
     /// Stops: takes no more requests, ends sessions and streams, and writes what is still to be written.
@@ -125,6 +126,7 @@ impl Server {
     pub async fn stop(self) -> Result<(), Failure> {
         self.ending.cancel();
         self.serving.await??;
+        self.sandbox.close().await;
         self.roster.flush_heartbeats().await?;
         self.store.close().await;
         Ok(())

@@ -129,24 +129,43 @@ impl Shelf {
             Self { store, blobs, sandbox, in_force: ArcSwap::default(), lately: Mutex::default(), changing: tokio::sync::Mutex::default() };
         let mut in_force = BTreeMap::new();
         for row in shelf.store.current_releases().await? {
-            let label = row.label.clone();
-            let release = match serde_json::from_str::<LabelPolicy>(&row.policy) {
-                Ok(policy) => {
-                    let ready = shelf.make_ready(&policy).await.map_err(|error| {
-                        tracing::error!(label = %label, release = row.release, error = chain(&error), "a release can not be made ready");
-                        format!("release {} can not be made ready: {}", row.release, chain(&error))
-                    });
-                    Release { label: label.clone(), number: row.release, policy: Arc::new(policy), ready, _previous: None }
-                }
-                Err(error) => {
-                    tracing::error!(label = %label, release = row.release, %error, "a release's policy can not be read; the label is passed over");
-                    continue;
-                }
-            };
-            in_force.insert(label, Arc::new(release));
+            in_force.extend(shelf.recorded(&row).await.map(|release| (row.label.clone(), Arc::new(release))));
         }
         shelf.in_force.store(Arc::new(in_force));
         Ok(shelf)
+    }
+
+    /// A recorded release, made ready as far as it can be; none if its policy can not be read.
+    async fn recorded(&self, row: &ReleaseRow) -> Option<Release> {
+        let label = &row.label;
+        let policy = match serde_json::from_str::<LabelPolicy>(&row.policy) {
+            Ok(policy) => policy,
+            Err(error) => {
+                tracing::error!(label = %label, release = row.release, %error, "a release's policy can not be read; the label is passed over");
+                return None;
+            }
+        };
+        let ready = self.make_ready(&policy).await.map_err(|error| {
+            tracing::error!(label = %label, release = row.release, error = chain(&error), "a release can not be made ready");
+            format!("release {} can not be made ready: {}", row.release, chain(&error))
+        });
+        Some(Release { label: label.clone(), number: row.release, policy: Arc::new(policy), ready, _previous: None })
+    }
+
+    /// Takes over the release of a label that the store has in force and this memory has not: its transaction was done, and the answer lost.
+    async fn catch_up(&self, label: &LabelName) -> Result<(), ShelfError> {
+        for row in self.store.current_releases().await?.iter().filter(|row| row.label == *label) {
+            if let Some(release) = self.recorded(row).await {
+                self.put_in_force(release);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_in_force(&self, release: Release) {
+        let mut in_force = BTreeMap::clone(&self.in_force.load());
+        in_force.insert(release.label.clone(), Arc::new(release));
+        self.in_force.store(Arc::new(in_force));
     }
 
     /// The release of a label that is in force now.
@@ -242,9 +261,12 @@ impl Shelf {
         permit(author, label, before.as_deref(), &policy)?;
         self.pin(author, before.as_ref().map(|release| &*release.policy), &mut policy).await?;
         let previous = before.as_ref().map(|release| release.number);
-        let lines = differences(before.as_ref().map(|release| &*release.policy), &policy);
+        let mut lines = differences(before.as_ref().map(|release| &*release.policy), &policy);
         // The same policy again makes no release, unless the one in force is broken and may be mended by this.
-        let same = lines.is_empty() && before.as_ref().is_some_and(|release| release.ready.is_ok());
+        let same = before.as_ref().is_some_and(|release| release.ready.is_ok() && *release.policy == policy);
+        if let Some(Err(reason)) = before.as_ref().map(|release| &release.ready) {
+            lines.push(format!("! made anew: {reason}"));
+        }
         let ready = self.make_ready(&policy).await?;
         if preview || same {
             return Ok(Change { release: None, previous, differences: lines });
@@ -259,15 +281,17 @@ impl Shelf {
             made_by: author.token.clone(),
             made_us: now_us(),
         };
-        let number = self.store.add_release(&row, previous).await.map_err(|error| match error {
-            StoreError::Conflict(_) => ShelfError::Raced,
-            other => ShelfError::Store(other),
-        })?;
+        let number = match self.store.add_release(&row, previous).await {
+            Ok(number) => number,
+            Err(StoreError::Conflict(_)) => {
+                self.catch_up(label).await?;
+                return Err(ShelfError::Raced);
+            }
+            Err(error) => return Err(error.into()),
+        };
         let former = before.and_then(|release| release.ready.as_ref().ok().map(|ready| ready.module.clone()));
         let release = Release { label: label.clone(), number, policy: Arc::new(policy), ready: Ok(ready), _previous: former };
-        let mut in_force = BTreeMap::clone(&self.in_force.load());
-        in_force.insert(label.clone(), Arc::new(release));
-        self.in_force.store(Arc::new(in_force));
+        self.put_in_force(release);
         tracing::info!(label = %label, release = number, by = author.token, how, "release {number} of label {label} is in force");
         Ok(Change { release: Some(number), previous, differences: lines })
     }

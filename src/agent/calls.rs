@@ -198,8 +198,8 @@ async fn answer(
             let change = blocking(machine, move |machine| machine.root.write_file(&path, &input, mode)).await?;
             Ok(Answer::Changed { change })
         }
-        Call::Remove { path } => {
-            let change = blocking(machine, move |machine| machine.root.remove(&path)).await?;
+        Call::Remove { path, with_below } => {
+            let change = blocking(machine, move |machine| machine.root.remove(&path, with_below)).await?;
             Ok(Answer::Changed { change })
         }
         Call::Sync { destination, mode, .. } => {

@@ -15,7 +15,7 @@ use super::session::{Ending, serve};
 use super::state::{Secret, State, StateError};
 use super::{AgentError, JoinToken};
 use crate::api::{AgentState, Register, Registered};
-use crate::limits::{POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, SESSION_SILENCE_MAX};
+use crate::limits::{POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, SESSION_AGAIN_WITHIN, SESSION_SILENCE_MAX};
 use crate::machine::with_causes;
 
 /// One agent on its way through life.
@@ -37,6 +37,24 @@ struct Sessions {
     not_before: Instant,
 }
 
+impl Sessions {
+    /// Waits until it is time to poll. When the session ends meanwhile, that is soon: only a poll brings another, and one that was given up
+    /// by the server finds out by it.
+    async fn pause(&mut self, pause: Duration) {
+        let until = Instant::now() + pause;
+        if let Some((_, task)) = self.open.as_mut().filter(|(_, task)| !task.is_finished()) {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                _ = task => {}
+            }
+            let soon = SESSION_AGAIN_WITHIN.mul_f64(rand::random_range(0.1..=1.0));
+            tokio::time::sleep_until(until.min(Instant::now() + soon)).await;
+        } else {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
 impl Member {
     /// Polls until there is nothing to go on with, and answers why.
     pub(super) async fn poll(&self) -> AgentError {
@@ -56,7 +74,7 @@ impl Member {
                     pause
                 }
             };
-            tokio::time::sleep(pause).await;
+            sessions.pause(pause).await;
         }
     }
 
@@ -66,11 +84,24 @@ impl Member {
         match self.ask(credential.as_ref()).await? {
             Asked::Answer(registered) => {
                 self.heard(&registered, credential.is_some(), state)?;
+                let pause = Duration::from_millis(registered.poll_after_ms).clamp(POLL_INTERVAL_MIN, POLL_INTERVAL_MAX);
+                backoff.keep_within(pause);
                 backoff.reset();
                 self.attend_session(&registered, sessions)?;
-                Ok(Duration::from_millis(registered.poll_after_ms).clamp(POLL_INTERVAL_MIN, POLL_INTERVAL_MAX))
+                // One that is wanted and may not be opened yet is opened as soon as it may be.
+                let early = registered.session.is_some() && sessions.open.is_none();
+                Ok(if early { pause.min(sessions.not_before.saturating_duration_since(Instant::now())) } else { pause })
             }
-            Asked::Refused { status, said, retry_after } => {
+            Asked::Refused { code, said, .. } if credential.is_some() && code.as_deref() == Some("other-name") => {
+                let pause = backoff.pause();
+                tracing::warn!(
+                    "this agent's credential is another's; asking to be admitted as `{}` in {pause:.1?}: {said}",
+                    self.claim.name
+                );
+                self.state.forget()?;
+                Ok(pause)
+            }
+            Asked::Refused { status, said, retry_after, .. } => {
                 // What is wrong with the token or with what is said does not pass by itself.
                 let lasting = credential.is_none()
                     && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY);

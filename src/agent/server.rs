@@ -41,6 +41,8 @@ pub enum Asked {
     Refused {
         /// The HTTP status.
         status: StatusCode,
+        /// The stable word for why, if it gave one.
+        code: Option<String>,
         /// What it said about it.
         said: String,
         /// How long to stay away at least.
@@ -144,14 +146,14 @@ async fn read(mut response: reqwest::Response) -> Asked {
             Err(error) => Asked::Unreachable(format!("an answer that is not understood, at column {}", error.column())),
         };
     }
-    let said = match serde_json::from_slice::<Problem>(&body) {
-        Ok(Problem { title, detail, hint, .. }) => {
+    let (code, said) = match serde_json::from_slice::<Problem>(&body) {
+        Ok(Problem { title, code, detail, hint, .. }) => {
             let hint = hint.map(|hint| format!("; hint: {hint}")).unwrap_or_default();
-            format!("{}{hint}", detail.unwrap_or(title))
+            (Some(code), format!("{}{hint}", detail.unwrap_or(title)))
         }
-        Err(_) => String::from("no reason that is understood"),
+        Err(_) => (None, String::from("no reason that is understood")),
     };
-    Asked::Refused { status, said, retry_after }
+    Asked::Refused { status, code, said, retry_after }
 }
 
 fn seconds(value: &HeaderValue) -> Option<Duration> {

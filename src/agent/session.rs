@@ -96,9 +96,11 @@ pub async fn serve(
     let ended = tokio::select! {
         biased;
         ended = read(stream, Calls::new(machine.clone(), outbox), &machine) => ended,
-        ended = &mut writer => return ended.unwrap_or(Err(SessionError::Writer)),
+        ended = &mut writer => Err(ended.unwrap_or(Err(SessionError::Writer)).err().unwrap_or(SessionError::Writer)),
         () = ending.over.cancelled() => Ok(()),
     };
+    // A run that held what was launched has ended with the session. What a module stopped stays stopped.
+    machine.supervisor.resume().await;
     match ended {
         // What is queued, and the farewell, are still to be sent.
         Ok(()) => writer.await.unwrap_or(Err(SessionError::Writer)),

@@ -278,7 +278,10 @@ impl Keeper {
     /// Kills what is left of a group, and takes in what it wrote.
     async fn clear_away(&self, Running { mut child, group, mut output, .. }: Running) {
         drop(group);
-        let _ = child.wait().await;
+        // One that hangs in the kernel, on a dead disk say, can not be killed, and is not waited for.
+        if tokio::time::timeout(self.pace.stop_grace, child.wait()).await.is_err() {
+            tracing::error!("process {:?} can not be killed", child.id());
+        }
         if tokio::time::timeout(EXEC_LINGER_MAX, &mut output).await.is_err() {
             // What left the group may keep the output open as long as it likes.
             output.abort();

@@ -128,6 +128,7 @@ pub struct Plan {
     mode: Mode,
     /// What the ledger will say, if that is something else than it says.
     record: Option<Manifest>,
+    begun_place: usize,
     steps: Steps,
     staging: Staging,
     /// The contents that are missing and have not come yet.
@@ -169,6 +170,7 @@ impl Plan {
         });
         Ok(Self {
             awaited: awaited.collect(),
+            begun_place: ledger.next_place(&after),
             record: Some(after).filter(|after| ledger.settled() != Some(after)),
             staging: Staging::new(deepest, staged),
             key: ledger_key.to_owned(),
@@ -187,10 +189,7 @@ impl Plan {
     }
 
     /// Takes missing contents, in any order, into the staging directory.
-    ///
-    /// # Errors
-    /// If the staging directory can not be made.
-    pub fn receive(&mut self) -> Result<Receive<'_>, ApplyError> {
+    pub fn receive(&mut self) -> Receive<'_> {
         Receive::new(self)
     }
 }

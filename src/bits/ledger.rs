@@ -1,7 +1,7 @@
 //! What Muster put at a destination: the manifest that was applied there, kept beside the agent's other state.
 //!
-//! An apply that was cut off has left some of its tree there. So what it is about to put is written down before, and both that and what
-//! was there before count as Muster's until an apply ends.
+//! An apply that was cut off has left some of its tree there. So what it is about to put is written down before, and all that was begun
+//! and what was there before count as Muster's until an apply ends.
 
 use std::io::{self, Read as _, Write as _};
 
@@ -49,11 +49,16 @@ pub enum LedgerError {
 #[derive(Debug, Default)]
 pub struct Ledger {
     settled: Option<Manifest>,
-    begun: Option<Manifest>,
+    /// What was begun and cut off, one after the other.
+    begun: Vec<Manifest>,
 }
 
 fn file(key: &str) -> String {
     Digest::of(key.as_bytes()).to_string()
+}
+
+fn begun_file(file: &str, place: usize) -> String {
+    format!("{file}.begun.{place}")
 }
 
 impl Ledger {
@@ -63,23 +68,37 @@ impl Ledger {
     /// If the files can not be read, or are damaged.
     pub fn read(state: &Dir, key: &str) -> Result<Self, LedgerError> {
         let file = file(key);
-        Ok(Self { settled: read(state, &file)?, begun: read(state, &format!("{file}.begun"))? })
+        let mut begun = Vec::new();
+        while let Some(manifest) = read(state, &begun_file(&file, begun.len()))? {
+            begun.push(manifest);
+        }
+        Ok(Self { settled: read(state, &file)?, begun })
     }
 
     /// The manifest as it was left; `None` if nothing was ever put there, or something was cut off.
     pub fn settled(&self) -> Option<&Manifest> {
-        self.settled.as_ref().filter(|_| self.begun.is_none())
+        self.settled.as_ref().filter(|_| self.begun.is_empty())
+    }
+
+    /// All that was put there, what was begun last first.
+    fn manifests(&self) -> impl Iterator<Item = &Manifest> {
+        self.begun.iter().rev().chain(&self.settled)
     }
 
     /// Everything that was put there, what was begun and cut off first.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.begun.iter().chain(&self.settled).flat_map(Manifest::entries)
+        self.manifests().flat_map(Manifest::entries)
+    }
+
+    /// The place for what is begun next: that of the last one if it is the same once more.
+    pub(super) fn next_place(&self, manifest: &Manifest) -> usize {
+        self.begun.len() - usize::from(self.begun.last() == Some(manifest))
     }
 
     /// What was put there and this puts beside it or over it.
     pub(super) fn with(&self, manifest: &Manifest) -> Result<Manifest, ManifestError> {
         let mut all = manifest.clone();
-        for under in self.begun.iter().chain(&self.settled) {
+        for under in self.manifests() {
             all = all.over(under)?;
         }
         Ok(all)
@@ -87,7 +106,7 @@ impl Ledger {
 
     /// Whether what is seen at a path is what was put there, by its kind.
     pub(super) fn put(&self, path: &TreePath, seen: &Seen) -> bool {
-        self.begun.iter().chain(&self.settled).filter_map(|manifest| manifest.get(path)).any(|entry| is(entry, seen))
+        self.manifests().filter_map(|manifest| manifest.get(path)).any(|entry| is(entry, seen))
     }
 }
 
@@ -99,38 +118,42 @@ pub(super) fn is(entry: &Entry, seen: &Seen) -> bool {
     )
 }
 
-/// Writes down, durably, that a destination is about to become this.
+/// Writes down, durably, that a destination is about to become this. `place` is [`Ledger::next_place`].
 ///
 /// # Errors
 /// If it can not be written.
-pub fn begin(state: &Dir, key: &str, manifest: &Manifest) -> Result<(), LedgerError> {
+pub(super) fn begin(state: &Dir, key: &str, place: usize, manifest: &Manifest) -> Result<(), LedgerError> {
     let file = file(key);
+    let begun = begun_file(&file, place);
     let write = || {
         match state.create_dir_with(PLACE, DirBuilder::new().mode(0o700)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+            Err(_) => {}
+            Ok(()) => rustix::fs::fsync(state)?,
         }
         let place = tree::enter(state, PLACE.as_bytes())?;
         let beside = format!("{file}.new");
         let mut new = place.open_with(&beside, OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))?;
         new.write_all(&manifest.to_bytes())?;
         new.sync_all()?;
-        place.rename(&beside, &place, format!("{file}.begun"))?;
+        place.rename(&beside, &place, &begun)?;
         Ok(rustix::fs::fsync(&place)?)
     };
-    write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{file}.begun"), source })
+    write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{begun}"), source })
 }
 
-/// Writes down, durably, that a destination has become what was begun.
+/// Writes down, durably, that a destination has become what was begun last, at `place`. What was begun before is over with it.
 ///
 /// # Errors
 /// If it can not be written.
-pub fn settle(state: &Dir, key: &str) -> Result<(), LedgerError> {
+pub(super) fn settle(state: &Dir, key: &str, place: usize) -> Result<(), LedgerError> {
     let file = file(key);
     let write = || {
-        let place = tree::enter(state, PLACE.as_bytes())?;
-        place.rename(format!("{file}.begun"), &place, &file)?;
-        Ok(rustix::fs::fsync(&place)?)
+        let dir = tree::enter(state, PLACE.as_bytes())?;
+        dir.rename(begun_file(&file, place), &dir, &file)?;
+        // The last first: cut off in between, those that are left count as Muster's still, and none is passed over.
+        (0..place).rev().try_for_each(|place| dir.remove_file(begun_file(&file, place)))?;
+        Ok(rustix::fs::fsync(&dir)?)
     };
     write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{file}"), source })
 }

@@ -58,8 +58,8 @@ pub enum ManifestError {
     /// A file is too large.
     #[error("`{0}` has more than {FILE_BYTES_MAX} bytes")]
     FileTooLarge(TreePath),
-    /// The target is empty, too long, absolute, or leads outside.
-    #[error("the symlink `{0}` leads outside of the tree, or nowhere")]
+    /// The target is empty, too long, absolute, or leads outside, or it goes up after it went down.
+    #[error("the symlink `{0}` leads outside of the tree or nowhere, or has `..` after a name")]
     Target(TreePath),
     /// One content is said to have two sizes.
     #[error("`{0}` has the digest of another file of another size")]
@@ -317,18 +317,21 @@ impl Entry {
     }
 }
 
-/// Whether a symlink's target, read as a text, stays in the tree. What other symlinks on its way would do to it is not looked at:
-/// nothing here ever follows one.
+/// Whether a symlink's target stays in the tree: it goes up first, no further than the tree goes, and then only down.
+///
+/// What is above a symlink are directories, so that going up is what it says. What it goes down through may be symlinks of the tree, which
+/// stay inside as well. Going up again after a name is not allowed: the name may be a symlink, and what is above that is elsewhere.
 fn stays_inside(path: &TreePath, target: &[u8]) -> bool {
     if target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains(&0) || target.first() == Some(&b'/') {
         return false;
     }
-    let mut depth = path.components().count() - 1;
+    let mut ups_left = path.components().count() - 1;
+    let mut named = false;
     target.split(|byte| *byte == b'/').all(|component| match component {
         b"" | b"." => true,
-        b".." => depth.checked_sub(1).map(|up| depth = up).is_some(),
+        b".." => !named && ups_left.checked_sub(1).map(|left| ups_left = left).is_some(),
         _ => {
-            depth += 1;
+            named = true;
             true
         }
     })

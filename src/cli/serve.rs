@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::agent::Signals;
 use crate::cli::CliError;
 use crate::config::Config;
@@ -29,6 +31,14 @@ pub(crate) struct Args {
     log_json: bool,
 }
 
+/// Takes as many open files as the machine lets it have: each agent keeps a connection or two, and the usual 1024 are few hundred agents.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
 /// Runs the server until it is told to stop.
 pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     let failed = |what: &'static str| move |error: Failure| CliError::Failed { what: what.into(), source: error };
@@ -37,6 +47,7 @@ pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     let mut config = Config::load(args.config.as_deref()).map_err(|error| failed("read the configuration")(error.into()))?;
     config.data = args.data.unwrap_or(config.data);
     config.listen = args.listen.unwrap_or(config.listen);
+    raise_descriptors();
     let mut signals = Signals::new().map_err(|error| failed("listen for signals")(error.into()))?;
     let server = Server::start(&config).await.map_err(failed("start the server"))?;
     if server.admin_token_is_new {
@@ -46,5 +57,8 @@ pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     eprintln!("Listening on http://{}", server.address);
     signals.next().await;
     eprintln!("Stopping.");
-    server.stop().await.map_err(failed("stop the server"))
+    tokio::select! {
+        stopped = server.stop() => stopped.map_err(failed("stop the server")),
+        () = signals.next() => Err(failed("stop the server")("it was told to end a second time, and did not wait".into())),
+    }
 }

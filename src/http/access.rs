@@ -114,7 +114,7 @@ impl Person {
     pub(crate) fn reaches(&self, labels: Option<&[LabelName]>, agent: &Agent) -> bool {
         match (&self.0.team, labels) {
             (None, _) | (_, None) => true,
-            (Some(own), Some(labels)) => agent.team().as_ref() == Some(own) || labels.iter().any(|label| agent.carries(label)),
+            (Some(own), Some(labels)) => agent.team().as_ref() == Some(own) || agent.carries_any(labels),
         }
     }
 }

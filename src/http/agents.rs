@@ -184,10 +184,6 @@ pub(crate) async fn drain(
     OptionalJson(act): OptionalJson<Act>,
 ) -> Result<axum::Json<Shown>, Fault> {
     let agent = find(&app, &person, &name)?;
-    if agent.state() == AgentState::Quarantined {
-        return Err(Fault::conflict("quarantined", format!("agent `{name}` is quarantined, which is more: nothing runs there"))
-            .with_hint(format!("`muster agent provision {name}` ends the quarantine")));
-    }
     halt(&app, &agent, AgentState::Draining, cause(&person, "drained", act)?).await
 }
 
@@ -208,18 +204,32 @@ pub(crate) async fn quarantine(
 
 async fn halt(app: &App, agent: &Arc<Agent>, state: AgentState, cause: String) -> Result<axum::Json<Shown>, Fault> {
     let told = cause.clone();
-    app.roster
-        .change(agent, |row| {
-            row.state = state;
-            row.retry_at_us = None;
-            row.releases.clear();
-            Some(cause)
-        })
-        .await?;
+    let halted = app.roster.change(agent, |row| {
+        let drains_quarantined = row.state == AgentState::Quarantined && state == AgentState::Draining;
+        if drains_quarantined || row.state == AgentState::Gone {
+            return None;
+        }
+        agent.halted();
+        row.state = state;
+        row.reason.clone_from(&cause);
+        row.drained = (state == AgentState::Draining).then(|| cause.clone());
+        row.retry_at_us = None;
+        row.releases.clear();
+        Some(cause)
+    });
+    let name = agent.name();
+    if !halted.await? {
+        return Err(match agent.state() {
+            AgentState::Gone => unknown(name),
+            _ => Fault::conflict("quarantined", format!("agent `{name}` is quarantined, which is more: nothing runs there"))
+                .with_hint(format!("`muster agent provision {name}` ends the quarantine")),
+        });
+    }
     agent.end();
-    if let Some(session) = agent.session() {
-        // One that is cut off just now is told when it is back: its state is in every answer, and its session's first word.
-        let _ = session.drain(&told).await;
+    match agent.session() {
+        // One that is cut off just now is told when it is back, with its session's first word.
+        Some(session) => drop(session.drain(&told).await),
+        None => agent.want_session(),
     }
     Ok(axum::Json(shown(agent.view())))
 }
@@ -237,9 +247,6 @@ pub(crate) async fn remove(
 ) -> Result<StatusCode, Fault> {
     let agent = find(&app, &person, &name)?;
     let cause = cause(&person, "removed", act)?;
-    if let Some(session) = agent.session() {
-        let _ = session.drain(&cause).await;
-    }
-    app.roster.give_up(&agent, &cause).await?;
+    app.roster.give_up(&agent, &cause, |row| row.state != AgentState::Gone).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -211,8 +211,12 @@ pub(crate) async fn push(
 ) -> Result<(StatusCode, axum::Json<Bundle>), Fault> {
     let team = person.team_for(asked.team)?;
     let text = body(content, MANIFEST_BYTES_MAX).await?;
-    let manifest =
-        Manifest::parse(&text).map_err(|error| Fault::unprocessable("manifest", format!("the manifest can not be used: {error}")))?;
+    // A large one takes seconds.
+    let bytes = text.clone();
+    let parsed = tokio::task::spawn_blocking(move || Manifest::parse(&bytes)).await;
+    let manifest = parsed
+        .map_err(|_| Fault::internal("reading the manifest broke down"))?
+        .map_err(|error| Fault::unprocessable("manifest", format!("the manifest can not be used: {error}")))?;
     let digests: Vec<Digest> = manifest.contents().iter().map(|(digest, _)| *digest).collect();
     let sizes = app.blobs.sizes(&digests).await?;
     let missing = sizes.iter().filter(|size| size.is_none()).count();

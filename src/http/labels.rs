@@ -1,11 +1,12 @@
 //! Labels: their policies, releases, swaps and rollbacks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
 use serde::Deserialize;
 
-use crate::api::{Applied, Label, Page, Release, Rollback, Swap};
+use crate::api::{AgentState, Applied, Label, Page, Release, Rollback, Swap};
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::problem::Fault;
@@ -122,9 +123,11 @@ pub(crate) async fn list(State(app): State<App>, person: Person, Asked(asked): A
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|release| release.label.to_string());
+    let mut counts = app.roster.count_by_label();
     let mut items = Vec::new();
     for release in rows {
-        items.push(shown(&app, &release.label).await?);
+        let counts = counts.remove(&release.label).unwrap_or_default();
+        items.push(shown(&app, &release.label, counts).await?);
     }
     Ok(axum::Json(Page { items, next }))
 }
@@ -133,7 +136,8 @@ pub(crate) async fn list(State(app): State<App>, person: Person, Asked(asked): A
 #[utoipa::path(get, path = "/v1/labels/{label}", tag = "labels", params(("label" = String, Path)), responses((status = 200, body = Label)))]
 pub(crate) async fn show(State(app): State<App>, person: Person, Name(label): Name<LabelName>) -> Result<axum::Json<Label>, Fault> {
     find(&app, &person, &label)?;
-    Ok(axum::Json(shown(&app, &label).await?))
+    let counts = app.roster.count(|agent| agent.carries(&label));
+    Ok(axum::Json(shown(&app, &label, counts).await?))
 }
 
 /// Lists the releases of a label, newest first.
@@ -162,10 +166,9 @@ fn unknown(label: &LabelName) -> Fault {
         .with_hint("`muster label ls` lists them; `muster label apply -f FILE` makes a first release")
 }
 
-async fn shown(app: &App, label: &LabelName) -> Result<Label, Fault> {
+async fn shown(app: &App, label: &LabelName, counts: BTreeMap<AgentState, u64>) -> Result<Label, Fault> {
     let release = app.shelf.release(label).ok_or_else(|| unknown(label))?;
     let row = app.store.release(label, release.number).await?.ok_or_else(|| unknown(label))?;
-    let counts = app.roster.count(|agent| agent.carries(label));
     let agents = counts.into_iter().map(|(state, count)| (format!("{state:?}").to_lowercase(), count)).collect();
     Ok(Label { label: label.to_string(), team: release.policy.team.to_string(), release: row.into(), agents })
 }

@@ -48,6 +48,11 @@ async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
     let (outgoing, queue) = mpsc::channel(OUTGOING_WAITING);
     let session = Session::new(outgoing);
     app.roster.open_session(&agent, session.clone(), launched);
+    // It may have been given up just now: it can not stay, and registers anew when it is told so.
+    if agent.state() == AgentState::Gone {
+        app.roster.close_session(&agent, &session, "the agent is gone");
+        return;
+    }
     app.roster.wake(&agent, Why::Heard);
     tracing::debug!(agent = %agent.name(), "the session of agent {} is open", agent.name());
     // One that was halted while it was cut off hears of it now.
@@ -95,7 +100,13 @@ async fn receive(app: &App, agent: &Arc<Agent>, session: &Session, mut stream: S
         };
         match session.receive(message).await {
             Ok(None) => {}
-            Ok(Some(event)) => on_event(app, agent, event).await,
+            Ok(Some(event)) => {
+                // In a task of its own: what is between the store and memory is brought to its end, whatever becomes of the session.
+                let (app, agent) = (app.clone(), Arc::clone(agent));
+                if let Err(error) = tokio::spawn(async move { on_event(&app, &agent, event).await }).await {
+                    tracing::error!(%error, "what an agent said broke down");
+                }
+            }
             Err(error) => return format!("the agent sent what is no frame: {error}"),
         }
     }
@@ -111,7 +122,7 @@ async fn on_event(app: &App, agent: &Arc<Agent>, event: Event) {
         }
         Event::Draining(reason) => {
             let changed = app.roster.change(agent, |row| {
-                let ends = !matches!(row.state, AgentState::Quarantined | AgentState::Gone);
+                let ends = !matches!(row.state, AgentState::Quarantined | AgentState::Draining | AgentState::Gone);
                 ends.then(|| {
                     row.state = AgentState::Draining;
                     row.retry_at_us = None;

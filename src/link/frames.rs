@@ -87,6 +87,8 @@ pub enum Call {
     Remove {
         /// The path.
         path: String,
+        /// Whether a directory goes with all that is in it.
+        with_below: bool,
     },
     /// Bring a bundle to a destination. The manifest follows as data on `In`; the agent answers on `Need` which contents it lacks, as
     /// 32-bit little-endian indices into the manifest's distinct contents, and ends that with [`FromAgent::Needed`]; then the pack

@@ -75,9 +75,9 @@ impl Link for Local {
         self.blocking(move |root| root.write_file(&path, &contents, mode)).await
     }
 
-    async fn remove(&self, path: &str) -> Result<Change, CallError> {
+    async fn remove(&self, path: &str, with_below: bool) -> Result<Change, CallError> {
         let path = path.to_owned();
-        self.blocking(move |root| root.remove(&path)).await
+        self.blocking(move |root| root.remove(&path, with_below)).await
     }
 
     async fn sync(&self, destination: &str, bundle: &Bundle, mode: SyncMode) -> Result<Change, CallError> {
@@ -112,8 +112,9 @@ impl Link for Local {
             Ok(())
         };
         let (change, sent) = tokio::join!(applying, sending);
-        let change = change?;
-        sent.map(|()| Change { bytes_sent, ..change })
+        // What could not be read is the cause of what the other side says then.
+        sent?;
+        change.map(|change| Change { bytes_sent, ..change })
     }
 
     async fn stop(&self) -> Result<bool, CallError> {

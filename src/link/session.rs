@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::bits::contents::{Bundle, Packing};
 use crate::limits::{OUTPUT_BYTES_MAX, PIECE_BYTES};
@@ -312,12 +313,14 @@ impl Link for Session {
         changed(open.answer().await?)
     }
 
-    async fn remove(&self, path: &str) -> Result<Change, CallError> {
-        changed(self.begin(Call::Remove { path: path.into() }).await?.answer().await?)
+    async fn remove(&self, path: &str, with_below: bool) -> Result<Change, CallError> {
+        changed(self.begin(Call::Remove { path: path.into(), with_below }).await?.answer().await?)
     }
 
     async fn sync(&self, destination: &str, bundle: &Bundle, mode: SyncMode) -> Result<Change, CallError> {
-        let manifest = bundle.manifest.to_bytes();
+        let text = Arc::clone(&bundle.manifest);
+        let manifest = tokio::task::spawn_blocking(move || Bytes::from(text.to_bytes())).await;
+        let manifest = manifest.map_err(|_| CallError::Other("writing the manifest broke down".into()))?;
         let call = Call::Sync { destination: destination.into(), mode, manifest_bytes: manifest.len() as u64 };
         let mut open = self.begin(call).await?;
         let sender = open.sender();
@@ -345,13 +348,15 @@ impl Link for Session {
         }
         let bytes_sent = wanted.iter().map(|(_, size)| size).sum();
         let failed = |error: crate::bits::contents::ContentsError| CallError::Other(error.to_string());
-        let packing = async {
-            let mut packing = Packing::new(Arc::clone(&bundle.contents), wanted).map_err(failed)?;
+        // In a task of its own: what compressing costs is not the module's, whose processor time is that of the task which calls here.
+        let contents = Arc::clone(&bundle.contents);
+        let packing = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut packing = Packing::new(contents, wanted).map_err(failed)?;
             while let Some(piece) = packing.next().await.map_err(failed)? {
                 sender.piece(piece).await?;
             }
-            Ok::<(), CallError>(())
-        };
+            sender.piece(Bytes::new()).await
+        }));
         // The agent may end the call before all is sent: its disk is full, say. Then nothing more is packed.
         let answer = tokio::select! {
             biased;
@@ -360,8 +365,7 @@ impl Link for Session {
                 Incoming::Data(..) | Incoming::Needed => Err(odd()),
             },
             packed = packing => {
-                packed?;
-                sender.piece(Bytes::new()).await?;
+                packed.map_err(|_| CallError::Other("packing broke down".into()))??;
                 changed(open.answer().await?)
             }
         };

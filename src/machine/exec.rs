@@ -30,7 +30,7 @@ const BUSY_RETRIES_MAX: u32 = 10;
 /// The pause before such a try.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How often a group that was asked to end is looked at.
-const GROUP_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const GROUP_LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The variables that a program gets beside those of its command.
 #[derive(Debug, Clone, Default)]
@@ -294,7 +294,10 @@ impl Group {
     /// Waits until nothing of the group is left, until the deadline at most. The leader must be waited for by whoever started it.
     pub async fn gone(&self, deadline: Instant) {
         let Some(leader) = self.leader else { return };
-        while test_kill_process_group(leader).is_ok() && lives(leader) && Instant::now() < deadline {
+        while test_kill_process_group(leader).is_ok() && Instant::now() < deadline {
+            if !tokio::task::spawn_blocking(move || lives(leader)).await.unwrap_or(true) {
+                return;
+            }
             tokio::time::sleep(GROUP_LOOK_INTERVAL).await;
         }
     }

@@ -153,15 +153,19 @@ impl Root {
         let absolute = self.absolute(path)?;
         let failed = |error: io::Error| io(&absolute, &error);
         let (dir, name) = match self.base_of(&absolute) {
-            Some((base, below)) => base.parent(below, false).map_err(failed)?,
+            Some((base, below)) => {
+                // All of it, as the file itself may be a symlink to what is the agent's own.
+                let real = base.real(below).map_err(failed)?;
+                base.parent(&real, false).map_err(failed)?
+            }
             None => outside(&absolute, self)?,
         };
         let no_file = || CallError::Invalid(format!("`{}` is no regular file", absolute.display()));
         if !dir.metadata(&name).map_err(failed)?.is_file() {
             return Err(no_file());
         }
-        // A pipe that took the file's place meanwhile would block the one that opens it.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        // What took the file's place meanwhile is not followed, and if it is a pipe, it does not block the one that opens it.
+        let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
         let file = dir.open_with(&name, OpenOptions::new().read(true).custom_flags(flags)).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(no_file());
@@ -221,12 +225,13 @@ impl Root {
         Ok(Change { changed: true, files_changed: 1, bytes_sent: bytes, ..same })
     }
 
-    /// Removes what is at a path, with all that is below it. Nothing there is nothing to do. A symlink is removed, not what it leads to.
+    /// Removes what is at a path; with `with_below`, also all that is below it. Nothing there is nothing to do. A symlink is removed, not what
+    /// it leads to.
     ///
     /// # Errors
-    /// When the path may not be written to, holds the agent's own directory, is nested deeper than [`REMOVE_DEPTH_MAX`], or the machine fails.
-    /// Some of it may be removed by then.
-    pub fn remove(&self, path: &str) -> Result<Change, CallError> {
+    /// When the path may not be written to, is a directory that is not empty and `with_below` is not set, holds the agent's own directory, is
+    /// nested deeper than [`REMOVE_DEPTH_MAX`], or the machine fails. Some of it may be removed by then.
+    pub fn remove(&self, path: &str, with_below: bool) -> Result<Change, CallError> {
         let absolute = self.absolute(path)?;
         let failed = |error: io::Error| io(&absolute, &error);
         let (base, below) = self.writable(&absolute)?;
@@ -246,7 +251,17 @@ impl Root {
                 if base.own.as_ref().is_some_and(|own| own.starts_with(&real)) {
                     return Err(CallError::Denied(format!("`{}` holds the agent's own directory", absolute.display())));
                 }
-                remove_tree(&dir, &name, REMOVE_DEPTH_MAX, &mut change).map_err(failed)?;
+                if with_below {
+                    remove_tree(&dir, &name, REMOVE_DEPTH_MAX, &mut change).map_err(failed)?;
+                } else {
+                    dir.remove_dir(&name).map_err(|error| match error.kind() {
+                        io::ErrorKind::DirectoryNotEmpty => CallError::Denied(format!(
+                            "`{0}` is a directory that is not empty; `grants.write` has to cover `{0}/**` for all of it to be removed",
+                            absolute.display()
+                        )),
+                        _ => failed(error),
+                    })?;
+                }
                 change.changed = true;
             }
             Ok(_) => {

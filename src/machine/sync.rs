@@ -42,7 +42,7 @@ pub fn sync(
     let missing = plan.missing();
     let bytes_sent = missing.iter().filter_map(|index| sizes.get(usize::try_from(*index).ok()?)).sum();
     need(&missing)?;
-    let mut unpacker = Unpacker::new(plan.receive().map_err(not_applied)?).map_err(not_unpacked)?;
+    let mut unpacker = Unpacker::new(plan.receive()).map_err(not_unpacked)?;
     while let Some(bytes) = piece()? {
         unpacker.feed(&bytes).map_err(not_unpacked)?;
     }

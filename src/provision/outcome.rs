@@ -13,7 +13,7 @@ use crate::store::agents::AgentRow;
 pub(super) fn after(row: &mut AgentRow, release: &Release, run: &str, verdict: &Verdict, is_last: bool) -> String {
     let what = format!("release {} of label `{}`", release.number, release.label);
     if row.state != AgentState::Provisioning {
-        return format!("{}; run {run} of {what} ended: {}", row.reason, verdict.word());
+        return format!("run {run} of {what} ended: {}", verdict.word());
     }
     match verdict {
         Verdict::Provisioned => {

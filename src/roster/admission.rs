@@ -132,6 +132,7 @@ impl Roster {
             reason: cause.into(),
             since_us: now,
             retry_at_us: None,
+            drained: None,
             attempt: 0,
             releases: std::collections::BTreeMap::new(),
             instance: claims.instance.clone(),
@@ -187,6 +188,7 @@ impl Roster {
             if row.state != AgentState::Quarantined {
                 row.state = AgentState::Registered;
             }
+            row.drained = None;
             row.releases.clear();
             row.attempt = 0;
             row.retry_at_us = None;
@@ -195,8 +197,17 @@ impl Roster {
         .await?;
         agent.live().claims = claims;
         agent.heard();
+        self.end_former_life(agent);
         self.wake(agent, Why::Restarted);
         Ok(self.answer(agent, Some(made.text)))
+    }
+
+    /// Ends what an earlier start of the agent program left: its session may look open until its silence is noticed.
+    fn end_former_life(&self, agent: &Agent) {
+        agent.end();
+        if let Some(session) = agent.session() {
+            self.close_session(agent, &session, "the agent program was started anew");
+        }
     }
 
     /// Takes a poll that says nothing new of an agent that is not lost: memory alone is touched. None if it is another poll.
@@ -234,11 +245,7 @@ impl Roster {
         if !same {
             self.change_claims(agent, claims, token_labels).await?;
         } else if state == AgentState::Lost {
-            self.change(agent, |row| {
-                row.state = AgentState::Registered;
-                Some("it polls again".into())
-            })
-            .await?;
+            self.change(agent, |row| (row.state == AgentState::Lost).then(|| found_again(row, "it polls again"))).await?;
             self.wake(agent, Why::Heard);
         }
         Ok(self.answer(agent, None))
@@ -270,17 +277,23 @@ impl Roster {
         self.change(agent, |row| {
             row.claims = text;
             row.labels = labels;
-            if restarted && row.state != AgentState::Quarantined || row.state == AgentState::Lost {
+            if !restarted {
+                let changed = "what it says of itself has changed";
+                return Some(if row.state == AgentState::Lost { found_again(row, changed) } else { changed.into() });
+            }
+            if row.state != AgentState::Quarantined {
                 row.state = AgentState::Registered;
             }
-            if restarted {
-                row.releases.clear();
-                row.attempt = 0;
-            }
-            Some(if restarted { "the agent program was started anew".into() } else { "what it says of itself has changed".into() })
+            row.drained = None;
+            row.releases.clear();
+            row.attempt = 0;
+            Some("the agent program was started anew".into())
         })
         .await?;
         agent.live().claims = claims;
+        if restarted {
+            self.end_former_life(agent);
+        }
         self.wake(agent, if restarted { Why::Restarted } else { Why::Release("what it says of itself has changed".into()) });
         Ok(())
     }
@@ -288,7 +301,7 @@ impl Roster {
     fn answer(&self, agent: &Agent, credential: Option<String>) -> Registered {
         let live = agent.live();
         // An agent that waits for a run is let in beyond the bound: the bound is for those who merely stay.
-        let waits = matches!(live.row.state, AgentState::Registered | AgentState::Failed);
+        let waits = live.wants_session || matches!(live.row.state, AgentState::Registered | AgentState::Failed);
         let wanted = live.session.is_none() && (waits || self.sessions() < self.settings.sessions_max);
         let jitter = rand::rng().random_range(1.0 - POLL_JITTER_SHARE..=1.0 + POLL_JITTER_SHARE);
         Registered {
@@ -302,6 +315,20 @@ impl Roster {
             credential,
             poll_after_ms: u64::try_from(self.settings.poll.mul_f64(jitter).as_millis()).unwrap_or(u64::MAX),
             session: wanted.then(|| SESSION_PATH.to_owned()),
+        }
+    }
+}
+
+/// Brings a lost agent back to where it was before: drained, if a person had drained it. Answers why.
+fn found_again(row: &mut AgentRow, why: &str) -> String {
+    match row.drained.clone() {
+        Some(cause) => {
+            row.state = AgentState::Draining;
+            cause
+        }
+        None => {
+            row.state = AgentState::Registered;
+            why.to_owned()
         }
     }
 }

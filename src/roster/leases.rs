@@ -16,38 +16,56 @@ impl Roster {
         i64::try_from(lease.as_micros()).unwrap_or(i64::MAX)
     }
 
-    /// Marks agents lost whose lease is over, gives up those that were lost for too long, and wakes those whose pause is over.
-    ///
-    /// # Errors
-    /// When the store fails; what is left is done the next time.
-    pub async fn expire(&self) -> Result<(), StoreError> {
+    /// Marks agents lost whose lease is over, gives up those that were lost for too long, and wakes those whose pause is over. What could
+    /// not be stored is logged, and done the next time.
+    pub async fn expire(&self) {
         let now = now_us();
         let lease = self.lease_us();
-        let kept = i64::try_from(self.settings.lost_kept.as_micros()).unwrap_or(i64::MAX);
+        // The machine slept, its clock was set, or the store held this up: then it is this side that did not listen.
+        let since_last = now - self.looked_us.swap(now, Ordering::Relaxed);
+        if !(0..=lease / 2).contains(&since_last) {
+            self.renew_leases(now);
+        }
         for agent in self.all() {
-            let (state, since, retry_at) = {
-                let live = agent.live();
-                (live.row.state, live.row.since_us, live.row.retry_at_us)
-            };
-            let silent = now - agent.seen_us.load(Ordering::Relaxed);
-            match state {
-                AgentState::Lost if now - since > kept => {
-                    let cause = format!("it was lost for {} s", (now - since) / 1_000_000);
-                    self.give_up(&agent, &cause).await?;
-                }
-                AgentState::Lost | AgentState::Gone => {}
-                _ if silent > lease => self.lose(&agent, silent).await?,
-                // Its run could not be begun, or its end not be written: the store failed.
-                AgentState::Provisioning if !agent.is_taken() => self.begin_again(&agent).await?,
-                AgentState::Registered if agent.session().is_some() => self.wake(&agent, Why::Heard),
-                AgentState::Failed if retry_at.is_some_and(|at| at <= now) => self.wake(&agent, Why::Retry),
-                _ => {}
+            if let Err(error) = self.expire_one(&agent, now, lease).await {
+                tracing::error!(agent = %agent.name(), %error, "the lease of agent {} could not be looked at", agent.name());
             }
+        }
+        // What this took does not count against the agents either.
+        self.looked_us.store(now_us(), Ordering::Relaxed);
+    }
+
+    fn renew_leases(&self, now: i64) {
+        for agent in self.all().iter().filter(|agent| agent.state() != AgentState::Lost) {
+            agent.seen_us.store(now, Ordering::Relaxed);
+        }
+    }
+
+    async fn expire_one(&self, agent: &Arc<Agent>, now: i64, lease: i64) -> Result<(), StoreError> {
+        let kept = i64::try_from(self.settings.lost_kept.as_micros()).unwrap_or(i64::MAX);
+        let (state, since, retry_at) = {
+            let live = agent.live();
+            (live.row.state, live.row.since_us, live.row.retry_at_us)
+        };
+        match state {
+            AgentState::Lost if now - since > kept => {
+                let cause = format!("it was lost for {} s", (now - since) / 1_000_000);
+                self.give_up(agent, &cause, |row| row.state == AgentState::Lost).await?;
+            }
+            AgentState::Lost | AgentState::Gone => {}
+            _ if now - agent.seen_us.load(Ordering::Relaxed) > lease => self.lose(agent, now, lease).await?,
+            // Its run could not be begun, or its end not be written: the store failed.
+            AgentState::Provisioning if !agent.is_taken() => {
+                self.begin_again(agent).await?;
+            }
+            AgentState::Registered if agent.session().is_some() => self.wake(agent, Why::Heard),
+            AgentState::Failed if retry_at.is_some_and(|at| at <= now) => self.wake(agent, Why::Retry),
+            _ => {}
         }
         Ok(())
     }
 
-    async fn begin_again(&self, agent: &Agent) -> Result<(), StoreError> {
+    async fn begin_again(&self, agent: &Agent) -> Result<bool, StoreError> {
         self.change(agent, |row| {
             (row.state == AgentState::Provisioning && !agent.is_taken()).then(|| {
                 row.state = AgentState::Registered;
@@ -57,12 +75,11 @@ impl Roster {
         .await
     }
 
-    async fn lose(&self, agent: &Arc<Agent>, silent_us: i64) -> Result<(), StoreError> {
-        #[expect(clippy::cast_precision_loss, reason = "a silence in seconds, for people")]
-        let seconds = silent_us as f64 / 1e6;
-        self.change(agent, |row| {
-            // What an admin decided about it holds still when it comes back.
-            if row.state == AgentState::Quarantined {
+    async fn lose(&self, agent: &Arc<Agent>, now: i64, lease: i64) -> Result<(), StoreError> {
+        let lost = self.change(agent, |row| {
+            let silent = now - agent.seen_us.load(Ordering::Relaxed);
+            // It may have been heard of meanwhile. And what an admin decided about it holds still when it comes back.
+            if silent <= lease || matches!(row.state, AgentState::Quarantined | AgentState::Lost | AgentState::Gone) {
                 return None;
             }
             if row.state == AgentState::Provisioning {
@@ -71,12 +88,13 @@ impl Roster {
             }
             row.state = AgentState::Lost;
             row.retry_at_us = None;
-            Some(format!("no poll for {seconds:.1} s"))
-        })
-        .await?;
-        agent.end();
-        if let Some(session) = agent.session() {
-            self.close_session(agent, &session, "the agent missed its polls");
+            Some(format!("no poll for {}.{} s", silent / 1_000_000, silent / 100_000 % 10))
+        });
+        if lost.await? {
+            agent.end();
+            if let Some(session) = agent.session() {
+                self.close_session(agent, &session, "the agent missed its polls");
+            }
         }
         Ok(())
     }

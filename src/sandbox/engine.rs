@@ -153,6 +153,15 @@ impl Sandbox {
         Ok(Module { digest, about: Arc::new(about), pre })
     }
 
+    /// Compiles nothing any more, and waits for what is being compiled: it writes to the cache.
+    pub async fn close(&self) {
+        self.waiting.close();
+        // What waits for its turn is turned away, what has it is waited for.
+        let all = u32::try_from(COMPILES_AT_ONCE).unwrap_or(u32::MAX);
+        drop(self.compiling.acquire_many(all).await);
+        self.compiling.close();
+    }
+
     /// How many more runs there is room for now.
     pub fn room(&self) -> usize {
         self.running.available_permits()
@@ -242,6 +251,7 @@ async fn run(engine: &Engine, pre: &ProvisionerPre<Guest>, inputs: RunInputs) ->
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);
 
+    store.data_mut().gate.know_secrets().await;
     let call = async {
         let instance = pre.instantiate_async(&mut store).await?;
         instance.muster_provision_provisioning().call_provision(&mut store).await

@@ -237,6 +237,20 @@ impl Gate {
         }
     }
 
+    /// Reads every secret that is granted, so that one which an earlier run left on the machine is cut from what comes back of there.
+    pub(crate) async fn know_secrets(&mut self) {
+        let policy = &self.inputs.policy;
+        let Some(secrets) = self.inputs.secrets.as_ref().filter(|_| !policy.grants.secrets.is_empty()) else { return };
+        let mut known = Vec::new();
+        for name in &policy.grants.secrets {
+            // What is wrong with one is told when it is opened.
+            if let Ok(Some(Ok(value))) = secrets.get(&policy.team, name).await.map(|found| found.map(String::from_utf8)) {
+                known.push((name, value));
+            }
+        }
+        self.redactor.add(known.iter().map(|(name, value)| (*name, value.as_str())));
+    }
+
     async fn find_secret(&mut self, name: &str) -> Result<Option<Secret>, CallError> {
         let policy = &self.inputs.policy;
         let Some(name) = policy.grants.secrets.iter().find(|granted| granted.as_str() == name) else {
@@ -246,7 +260,8 @@ impl Gate {
         let found = secrets.get(&policy.team, name).await.map_err(|error| CallError::Other(error.to_string()))?;
         let Some(bytes) = found else { return Ok(None) };
         let value = String::from_utf8(bytes).map_err(|_| CallError::Invalid(format!("the secret {name} is not UTF-8")))?;
-        self.redactor.add(name, &value);
+        // It may have been changed since the run began.
+        self.redactor.add([(name, value.as_str())]);
         Ok(Some(Secret { name: name.clone(), value: value.into() }))
     }
 
@@ -337,8 +352,9 @@ impl Gate {
     /// Removes what is at a path.
     pub(crate) async fn remove(&mut self, path: &str) -> Result<Change, Refused> {
         let checked = self.writable(path);
+        let with_below = self.destination(path).is_ok();
         let path = self.admit(Asked::Remove { path: path.into() }, 0, checked).await?;
-        let result = self.inputs.link.remove(&path).await;
+        let result = self.inputs.link.remove(&path, with_below).await;
         self.close_change(&format!("remove {path}"), result)
     }
 
@@ -386,7 +402,7 @@ impl Gate {
         );
         let link = Arc::clone(&self.inputs.link);
         let result = link.exec(&command, &mut |stream, bytes| log.feed(stream, bytes)).await;
-        self.lines += log.finish();
+        self.lines += log.finish(result.as_ref().map_or(true, |output| output.truncated));
         let result = result.map(|output| Output {
             stdout: self.redactor.bytes(output.stdout, output.truncated),
             stderr: self.redactor.bytes(output.stderr, output.truncated),
@@ -539,19 +555,21 @@ impl Gate {
     /// The command as it goes to the agent, as it goes to the journal, and its bytes.
     fn assemble(&self, command: &ModuleCommand) -> (Result<Command, CallError>, AskedCommand, usize) {
         let ModuleCommand { command, secret_env } = command;
+        let env_bytes = |(name, value): &(String, String)| name.len() + value.len();
+        let bytes = command.args.iter().map(String::len).sum::<usize>()
+            + command.env.iter().map(env_bytes).sum::<usize>()
+            + secret_env.iter().map(|(name, secret)| name.len() + secret.value.len()).sum::<usize>();
+        // One that is refused for its size is not kept at that size.
+        let fits = bytes <= COMMAND_BYTES_MAX;
         let asked = AskedCommand {
             program: command.program.clone(),
-            args: command.args.clone(),
-            env: command.env.clone(),
+            args: if fits { command.args.clone() } else { Vec::new() },
+            env: if fits { command.env.clone() } else { Vec::new() },
             secret_env: secret_env.iter().map(|(name, secret)| (name.clone(), secret.name.to_string())).collect(),
             directory: command.directory.clone(),
             stdin: (!command.stdin.is_empty()).then(|| Content::of(&command.stdin)),
             timeout_ms: command.timeout_ms,
         };
-        let env_bytes = |(name, value): &(String, String)| name.len() + value.len();
-        let bytes = command.args.iter().map(String::len).sum::<usize>()
-            + command.env.iter().map(env_bytes).sum::<usize>()
-            + secret_env.iter().map(|(name, secret)| name.len() + secret.value.len()).sum::<usize>();
         (self.check_command(command, secret_env, bytes), asked, bytes + command.stdin.len())
     }
 

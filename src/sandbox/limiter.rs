@@ -11,12 +11,14 @@ use crate::limits::{MODULE_CORE_INSTANCES_MAX, MODULE_MEMORIES_MAX, MODULE_TABLE
 pub(crate) struct Limiter {
     memory_mib: u32,
     memory_used_bytes: usize,
+    /// What was last added to that, which is taken back if the memory then does not grow after all.
+    memory_added_bytes: usize,
     reached: Option<String>,
 }
 
 impl Limiter {
     pub(crate) fn new(memory_mib: u32) -> Self {
-        Self { memory_mib, memory_used_bytes: 0, reached: None }
+        Self { memory_mib, memory_used_bytes: 0, memory_added_bytes: 0, reached: None }
     }
 
     /// The limit that was reached, if one was.
@@ -33,12 +35,19 @@ impl Limiter {
 
 impl ResourceLimiter for Limiter {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let used = self.memory_used_bytes.saturating_add(desired.saturating_sub(current));
+        let added = desired.saturating_sub(current);
+        let used = self.memory_used_bytes.saturating_add(added);
         if used > self.memory_mib as usize * 1024 * 1024 {
             return self.refuse(format!("the module needs more memory than `limits.memory_mib` = {}", self.memory_mib));
         }
-        self.memory_used_bytes = used;
+        (self.memory_used_bytes, self.memory_added_bytes) = (used, added);
         Ok(true)
+    }
+
+    /// The memory's own maximum, say: the module is told, and may go on with what it has.
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_used_bytes = self.memory_used_bytes.saturating_sub(std::mem::take(&mut self.memory_added_bytes));
+        Ok(())
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {

@@ -38,6 +38,8 @@ pub struct AgentRow {
     pub since_us: i64,
     /// When it is tried again, if it failed and is.
     pub retry_at_us: Option<i64>,
+    /// Why a person drained it, if one did: it is drained still when it was lost meanwhile.
+    pub drained: Option<String>,
     /// How many attempts at provisioning failed in a row.
     pub attempt: i64,
     /// The release that each of its labels was provisioned with.
@@ -69,8 +71,8 @@ impl Store {
             add_event(&mut tx, old, agent.since_us, AgentState::Gone, reason).await?;
         }
         let sql = "INSERT INTO agents (id, name, credential_hash, token_id, team, claims, labels, state, reason, since_us, retry_at_us, \
-            attempt, releases, instance, registration_key_hash, last_seen_us, registered_us) \
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+            attempt, releases, instance, registration_key_hash, last_seen_us, registered_us, drained) \
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
         match bound(sql, agent)?.execute(&mut *tx).await {
             Err(error) if is_taken(&error) => {
                 return Err(StoreError::Conflict(format!("there is an agent {} already", agent.name)));
@@ -166,7 +168,7 @@ impl Store {
 pub(super) async fn update(tx: &mut AnyConnection, agent: &AgentRow, cause: Option<&str>) -> Result<bool> {
     let sql = "UPDATE agents SET name = $2, credential_hash = $3, token_id = $4, team = $5, claims = $6, labels = $7, state = $8, \
         reason = $9, since_us = $10, retry_at_us = $11, attempt = $12, releases = $13, instance = $14, registration_key_hash = $15, \
-        last_seen_us = $16, registered_us = $17 WHERE id = $1 AND state <> 'gone'";
+        last_seen_us = $16, registered_us = $17, drained = $18 WHERE id = $1 AND state <> 'gone'";
     if bound(sql, agent)?.execute(&mut *tx).await?.rows_affected() == 0 {
         return Ok(false);
     }
@@ -203,7 +205,8 @@ fn bound<'q>(sql: &'static str, agent: &'q AgentRow) -> Result<Query<'q, Any, An
         .bind(agent.instance.as_deref().map(to_text))
         .bind(&agent.registration_key_hash)
         .bind(agent.last_seen_us)
-        .bind(agent.registered_us))
+        .bind(agent.registered_us)
+        .bind(agent.drained.as_deref().map(to_text)))
 }
 
 fn agent_row(row: &AnyRow) -> Result<AgentRow> {
@@ -219,6 +222,7 @@ fn agent_row(row: &AnyRow) -> Result<AgentRow> {
         reason: row.try_get("reason")?,
         since_us: row.try_get("since_us")?,
         retry_at_us: row.try_get("retry_at_us")?,
+        drained: row.try_get("drained")?,
         attempt: row.try_get("attempt")?,
         releases: json(row, "releases")?,
         instance: row.try_get("instance")?,

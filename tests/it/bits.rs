@@ -223,14 +223,20 @@ impl House {
     }
 
     fn apply(&self, bundle: &Tree, mode: Mode) -> Result<Applied, ApplyError> {
+        self.apply_after(bundle, mode, || {})
+    }
+
+    /// Applies a bundle; something else happens at the destination just before the switch.
+    fn apply_after(&self, bundle: &Tree, mode: Mode, meanwhile: impl FnOnce()) -> Result<Applied, ApplyError> {
         let mut plan = self.plan(bundle, mode)?;
         let (manifest, contents) = (manifest(bundle), contents(bundle));
         let missing: Vec<_> = plan.missing().iter().map(|index| &contents[&manifest.contents()[*index as usize].0]).collect();
         if !missing.is_empty() {
-            let mut unpacker = Unpacker::new(plan.receive()?).unwrap();
+            let mut unpacker = Unpacker::new(plan.receive()).unwrap();
             unpacker.feed(&pack(missing)).unwrap();
             unpacker.finish().unwrap();
         }
+        meanwhile();
         plan.switch()
     }
 }
@@ -245,7 +251,7 @@ fn a_node(listed: bool) -> impl Strategy<Value = Node> {
     prop_oneof![
         2 => select(vec![0o755, 0o700, 0o555]).prop_map(|mode| Node::Directory(Some(mode))),
         4 => (select(vec![0o644, 0o755, 0o400]), content).prop_map(|(mode, content)| Node::File(mode, content)),
-        1 => select(if listed { vec![b"a".as_slice(), b"./b/../a", b"\xff"] } else { vec![b"a".as_slice(), b"/etc", b"../.."] })
+        1 => select(if listed { vec![b"a".as_slice(), b"./b//a", b"\xff"] } else { vec![b"a".as_slice(), b"/etc", b"../.."] })
             .prop_map(|target| Node::Symlink(target.to_vec())),
     ]
 }
@@ -322,7 +328,7 @@ proptest! {
             let made = manifest(&bundle);
             let missing: Vec<_> = plan.missing().iter().map(|index| &all[&made.contents()[*index as usize].0]).collect();
             let packed = pack(missing.iter().copied());
-            let mut unpacker = Unpacker::new(plan.receive().unwrap()).unwrap();
+            let mut unpacker = Unpacker::new(plan.receive()).unwrap();
             unpacker.feed(&packed[..cut.index(packed.len())]).unwrap();
             prop_assert!(unpacker.finish().is_err());
             drop(plan);
@@ -444,7 +450,7 @@ fn a_manifest_that_is_no_tree_is_refused() {
     assert!(matches!(refused(&format!("f 644 1 {other} a\nf 644 2 {other} b\n")), ManifestError::TwoSizes(_)));
     assert!(matches!(refused("d 1755 a\n"), ManifestError::Mode(_)));
     assert!(matches!(refused("d 755 ../a\n"), ManifestError::Path { line: 2, .. }));
-    for target in ["/etc", "..", "../a", "a/../../b", "%00", ""] {
+    for target in ["/etc", "..", "../a", "a/../../b", "a/..", "b/../a", "%00", ""] {
         assert!(Manifest::parse(format!("muster-manifest 1\nl a {target}\n").as_bytes()).is_err(), "{target} was taken");
     }
     let text = format!("muster-manifest 1\nf 644 0 {empty} a\n");
@@ -505,11 +511,11 @@ fn a_content_that_was_not_asked_for_or_has_another_size_is_refused() {
     let house = House::new();
     let bundle = Tree::from([(b"a".to_vec(), Node::File(0o644, b"x".to_vec()))]);
     let mut plan = house.plan(&bundle, Mode::Push).unwrap();
-    let mut unpacker = Unpacker::new(plan.receive().unwrap()).unwrap();
+    let mut unpacker = Unpacker::new(plan.receive()).unwrap();
     assert!(matches!(unpacker.feed(&pack([&b"y".to_vec()])), Err(PackError::Sink(ApplyError::Unwanted(_)))));
     assert!(unpacker.feed(&[]).is_err());
     drop(unpacker);
-    assert!(plan.receive().unwrap().begin(&Digest::of(b"x"), 2).is_err());
+    assert!(plan.receive().begin(&Digest::of(b"x"), 2).is_err());
     assert!(matches!(plan.switch(), Err(ApplyError::Missing(1))));
     assert!(!house.destination().exists());
 }
@@ -521,13 +527,31 @@ fn what_a_crash_left_is_removed_by_the_next_plan() {
     for exists in [false, true] {
         assert_eq!(house.destination().exists(), exists);
         let mut plan = house.plan(&bundle, Mode::Push).unwrap();
-        plan.receive().unwrap();
+        plan.receive().begin(&Digest::of(b"x"), 1).unwrap();
         std::mem::forget(plan);
         house.apply(&bundle, Mode::Push).unwrap();
         assert_eq!(read_tree(&house.destination()), bundle);
         assert_eq!(fs::read_dir(house.top.path().join("base")).unwrap().count(), 1);
         fs::remove_file(house.destination().join("a")).unwrap();
     }
+}
+
+#[test]
+fn what_was_put_by_applies_that_were_cut_off_one_after_the_other_is_removed_still() {
+    let house = House::new();
+    let tree = |paths: &[&str]| -> Tree { paths.iter().map(|path| (path.as_bytes().to_vec(), Node::File(0o644, b"x".to_vec()))).collect() };
+    house.apply(&tree(&["a"]), Mode::Mirror).unwrap();
+    for (bundle, in_the_way) in [(tree(&["a", "b", "z1"]), "z1"), (tree(&["a", "c", "z2"]), "z2")] {
+        let cut_off = house.apply_after(&bundle, Mode::Mirror, || fs::create_dir(house.destination().join(in_the_way)).unwrap());
+        assert!(matches!(cut_off, Err(ApplyError::Io { path, .. }) if path == in_the_way));
+    }
+    assert!(house.destination().join("b").exists() && house.destination().join("c").exists());
+    for _ in 0..2 {
+        house.apply(&tree(&["a"]), Mode::Mirror).unwrap();
+        let left: std::collections::BTreeSet<_> = read_tree(&house.destination()).into_keys().collect();
+        assert_eq!(left, ["a", "z1", "z2"].map(|path| path.as_bytes().to_vec()).into());
+    }
+    assert_eq!(fs::read_dir(house.top.path().join("state/trees")).unwrap().count(), 1, "what was begun is over");
 }
 
 #[test]
@@ -563,7 +587,7 @@ async fn a_large_file_goes_through_in_small_pieces() {
     let mut plan = Plan::make(&house.base, Path::new("to"), &house.state, "to", scanned.clone(), Mode::Push, None).unwrap();
     assert_eq!(plan.missing(), [0]);
     let mut packing = Packing::new(Arc::clone(&bundle.contents), scanned.contents().to_vec()).unwrap();
-    let mut unpacker = Unpacker::new(plan.receive().unwrap()).unwrap();
+    let mut unpacker = Unpacker::new(plan.receive()).unwrap();
     let mut pieces = 0;
     while let Some(piece) = packing.next().await.unwrap() {
         assert!(!piece.is_empty() && piece.len() <= PIECE_BYTES);

@@ -308,10 +308,14 @@ struct Agent(Child);
 
 impl Agent {
     async fn start(house: &House, root: &Path, args: &[&str]) -> Self {
+        Self::start_as("web-1", house, root, args).await
+    }
+
+    async fn start_as(name: &str, house: &House, root: &Path, args: &[&str]) -> Self {
         let token = house.data().join("join.token");
         std::fs::write(&token, house.join_token(&["linux"]).await).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
-        command.args(["--server", &house.url(), "--label", "linux", "--name", "web-1"]).args(args);
+        command.args(["--server", &house.url(), "--label", "linux", "--name", name]).args(args);
         command.arg("--token-file").arg(token).arg("--root").arg(root).env("NO_PROXY", "*");
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
@@ -358,6 +362,70 @@ async fn an_agent_whose_root_was_removed_says_so_and_ends_what_it_launched() {
     // Started anew it is another agent, once the one before is missed.
     let _anew = Agent::start(&house, &root, &[]).await;
     house.until_agent("web-1", |detail| is_ready_on(detail, 1) && detail["agent"]["id"] != ready["agent"]["id"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_beyond_the_bound_of_sessions_is_let_in_for_a_release_and_not_kept() {
+    let house = House::plan().with(|config| config.sessions.max = 1).start().await;
+    house.push_bundle(&[("VERSION", b"1.0")]).await;
+    for guest in ["ok", "refuse-never"] {
+        house.upload(guest).await;
+    }
+    house.apply("linux", policy("ok")).await;
+    let (_one, _two) = (house.agent_process("web-1", &["linux"]).await, house.agent_process("web-2", &["linux"]).await);
+    for release in [1, 2] {
+        for name in ["web-1", "web-2"] {
+            house.until_agent(name, |detail| is_ready_on(detail, release)).await;
+        }
+        let one_alone = |agents: &Value| agents["items"].as_array().unwrap().iter().filter(|agent| agent["session"] == true).count() == 1;
+        house.until("/v1/agents", one_alone).await;
+        house.apply("linux", json!({"team": TEAM, "module": "ok", "settings": {"release": (release + 1).to_string()}})).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_decided_outlasts_lost_polls_and_keeps_its_reason() {
+    let house = house_with_tools().await;
+    house.apply("linux", tools("tools", 0)).await;
+    let agent = house.agent_process("web-1", &["linux"]).await;
+    let before = house.until_agent("web-1", |detail| is_ready_on(detail, 1) && launched(detail).is_some()).await;
+    house.admin().post("/v1/agents/web-1/drain", json!({"reason": "the disk"})).await.expect(200);
+    until_ended(launched(&before).unwrap()).await;
+    let pid = rustix::process::Pid::from_raw(agent.pid().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    house.until_state("web-1", "lost").await;
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    let back = house.until_state("web-1", "draining").await;
+    assert!(back["agent"]["reason"].as_str().unwrap().contains("the disk"), "{back:#}");
+    house.admin().post("/v1/agents/web-1/provision", json!({})).await.expect(200);
+    house.until_agent("web-1", |detail| is_ready_on(detail, 1) && launched(detail).is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wish_from_before_an_agent_was_halted_does_not_bring_it_back() {
+    let (house, agent, run) = in_the_midst().await;
+    house.admin().post("/v1/agents/web-1/provision", json!({})).await.expect(200);
+    house.admin().post("/v1/agents/web-1/quarantine", json!({"reason": "the disk"})).await.expect(200);
+    house.until(&format!("/v1/runs/{run}"), |run| run["verdict"] == "link-lost").await;
+    std::fs::write(agent.root.join("go"), "").unwrap();
+    // What would have been done for the wish is done for this one, which comes after it.
+    house.apply("linux", json!({"team": TEAM, "module": "tools", "bundles": ["tools"], "order": 7})).await;
+    let detail = house.until_state("web-1", "quarantined").await;
+    assert!(detail["agent"]["reason"].as_str().unwrap().ends_with("the disk"), "{detail:#}");
+    assert_eq!(verdicts(&detail), ["link-lost"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_goes_by_another_name_is_admitted_anew() {
+    let house = House::start().await;
+    house.upload("ok").await;
+    house.apply("linux", policy("ok")).await;
+    let root = house.data().join("web-1");
+    let mut agent = Agent::start(&house, &root, &[]).await;
+    house.until_state("web-1", "ready").await;
+    agent.end().await;
+    let _renamed = Agent::start_as("web-2", &house, &root, &[]).await;
+    house.until_state("web-2", "ready").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

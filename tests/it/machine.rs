@@ -206,7 +206,7 @@ fn paths_that_climb_or_hold_a_nul_are_invalid() {
     let (_dir, root) = root();
     for path in ["../x", "a/../../x", "", "a\0b", "/etc/../etc/passwd"] {
         assert!(matches!(root.write_file(path, b"", 0o644), Err(CallError::Invalid(_))), "{path:?}");
-        assert!(matches!(root.remove(path), Err(CallError::Invalid(_))), "{path:?}");
+        assert!(matches!(root.remove(path, true), Err(CallError::Invalid(_))), "{path:?}");
         assert!(matches!(root.read_file(path, 1), Err(CallError::Invalid(_))), "{path:?}");
     }
 }
@@ -217,7 +217,7 @@ fn nothing_outside_is_written_and_the_answer_names_the_option() {
     let outside = dir.path().join("outside");
     let Err(CallError::Denied(why)) = root.write_file(outside.to_str().unwrap(), b"", 0o644) else { panic!("it was written") };
     assert!(why.contains("--allow-write"), "{why}");
-    assert!(matches!(root.remove(outside.to_str().unwrap()), Err(CallError::Denied(_))));
+    assert!(matches!(root.remove(outside.to_str().unwrap(), true), Err(CallError::Denied(_))));
     assert!(matches!(root.destination(outside.to_str().unwrap()), Err(CallError::Denied(_))));
     assert!(!outside.exists());
 }
@@ -229,7 +229,7 @@ fn a_directory_that_was_allowed_is_written_to() {
     std::fs::create_dir(&beside).unwrap();
     let root = Root::open(&dir.path().join("root"), std::slice::from_ref(&beside)).unwrap();
     assert!(root.write_file(beside.join("file").to_str().unwrap(), b"x", 0o644).unwrap().changed);
-    assert!(matches!(root.remove(beside.to_str().unwrap()), Err(CallError::Denied(_))));
+    assert!(matches!(root.remove(beside.to_str().unwrap(), true), Err(CallError::Denied(_))));
 }
 
 #[test]
@@ -244,10 +244,10 @@ fn a_symlink_that_leads_out_is_not_followed() {
         assert!(matches!(root.write_file(&format!("{link}/new"), b"", 0o644), Err(CallError::Denied(_))));
         assert!(matches!(root.write_file(&format!("{link}/deep/new"), b"", 0o644), Err(CallError::Denied(_))));
         assert!(matches!(root.read_file(&format!("{link}/file"), 10), Err(CallError::Denied(_))));
-        assert!(matches!(root.remove(&format!("{link}/file")), Err(CallError::Denied(_))));
+        assert!(matches!(root.remove(&format!("{link}/file"), true), Err(CallError::Denied(_))));
         assert!(matches!(root.destination(link), Err(CallError::Denied(_))));
         assert!(root.exists(link).unwrap());
-        assert!(root.remove(link).unwrap().changed, "the symlink itself is the root's");
+        assert!(root.remove(link, true).unwrap().changed, "the symlink itself is the root's");
     }
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
 }
@@ -277,11 +277,19 @@ fn the_agents_own_directory_is_out_of_reach() {
     for inside in [".muster/credential", "./.muster/credential", "link/credential", "link/deep/new", around.to_str().unwrap()] {
         assert!(matches!(root.write_file(inside, b"", 0o644), Err(CallError::Denied(_))), "{inside}");
         assert!(!matches!(root.read_file(inside, 10), Ok(_) | Err(CallError::Other(_))), "{inside}");
-        assert!(!root.remove(inside).is_ok_and(|change| change.changed), "{inside}");
+        assert!(!root.remove(inside, true).is_ok_and(|change| change.changed), "{inside}");
     }
     assert!(matches!(root.read_file(".muster/credential", 10), Err(CallError::Denied(_))));
+    // Nor by way of a file that is a symlink itself; one that stays with what is not the agent's own is followed.
+    symlink(".muster/credential", path.join("at-credential")).unwrap();
+    assert!(matches!(root.read_file("at-credential", 10), Err(CallError::Denied(_))));
+    std::fs::create_dir_all(path.join("shared")).unwrap();
+    std::fs::create_dir_all(path.join("work")).unwrap();
+    std::fs::write(path.join("shared/a"), b"text").unwrap();
+    symlink("../shared/a", path.join("work/a")).unwrap();
+    assert_eq!(root.read_file("work/a", 10).unwrap(), b"text");
     for itself in [".muster", path.join(".muster").to_str().unwrap(), path.to_str().unwrap(), dir.path().to_str().unwrap()] {
-        assert!(matches!(root.remove(itself), Err(CallError::Denied(_))), "{itself}");
+        assert!(matches!(root.remove(itself, true), Err(CallError::Denied(_))), "{itself}");
     }
     for destination in [".muster", ".muster/x", "link", dir.path().to_str().unwrap()] {
         assert!(matches!(root.destination(destination), Err(CallError::Denied(_))), "{destination}");
@@ -310,16 +318,27 @@ fn only_regular_files_within_the_limit_are_read() {
 }
 
 #[test]
+fn removing_alone_takes_no_directory_that_is_not_empty() {
+    let (_dir, root) = root();
+    root.write_file("tree/file", b"x", 0o644).unwrap();
+    let Err(CallError::Denied(why)) = root.remove("tree", false) else { panic!("it was removed") };
+    assert!(why.contains("/tree/**"), "{why}");
+    assert!(root.remove("tree/file", false).unwrap().changed);
+    assert!(root.remove("tree", false).unwrap().changed);
+    assert!(!root.exists("tree").unwrap());
+}
+
+#[test]
 fn removing_takes_all_that_is_below_and_is_content_with_nothing() {
     let (_dir, root) = root();
     for file in ["tree/a", "tree/deep/b", "tree/deep/c", "stays"] {
         root.write_file(file, b"x", 0o644).unwrap();
     }
     symlink("../stays", root.path().join("tree/link")).unwrap();
-    let change = root.remove("tree").unwrap();
+    let change = root.remove("tree", true).unwrap();
     assert!(change.changed && change.files_removed == 4, "{change:?}");
-    assert!(!root.remove("tree").unwrap().changed);
-    assert!(!root.remove("tree/deep/b").unwrap().changed);
+    assert!(!root.remove("tree", true).unwrap().changed);
+    assert!(!root.remove("tree/deep/b", true).unwrap().changed);
     assert!(root.exists("stays").unwrap() && !root.exists("tree").unwrap());
 }
 

@@ -91,7 +91,7 @@ impl Link for Witness {
         self.answer(format!("write {path} {mode:o} {text}"), Change::default()).await
     }
 
-    async fn remove(&self, path: &str) -> Result<Change, CallError> {
+    async fn remove(&self, path: &str, _with_below: bool) -> Result<Change, CallError> {
         self.answer(format!("remove {path}"), Change::default()).await
     }
 

@@ -76,14 +76,12 @@ pub(super) fn create(dir: &Dir, name: &str) -> io::Result<File> {
 #[derive(Debug)]
 pub struct Receive<'a> {
     plan: &'a mut Plan,
-    dir: Dir,
     current: Option<(Digest, File)>,
 }
 
 impl<'a> Receive<'a> {
-    pub(super) fn new(plan: &'a mut Plan) -> Result<Self, ApplyError> {
-        let dir = plan.staging.open()?;
-        Ok(Self { plan, dir, current: None })
+    pub(super) fn new(plan: &'a mut Plan) -> Self {
+        Self { plan, current: None }
     }
 }
 
@@ -93,7 +91,9 @@ impl Sink for Receive<'_> {
     fn begin(&mut self, digest: &Digest, size: u64) -> Result<(), ApplyError> {
         match self.plan.awaited.get(digest) {
             Some((index, expected)) if *expected == size => {
-                let file = create(&self.dir, &content_name(*index)).map_err(failed("stage content", digest))?;
+                // Made for the first content: a destination that lacks nothing need not be writable.
+                let dir = self.plan.staging.open()?;
+                let file = create(&dir, &content_name(*index)).map_err(failed("stage content", digest))?;
                 self.current = Some((*digest, file));
                 Ok(())
             }

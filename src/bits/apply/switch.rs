@@ -28,7 +28,7 @@ impl Plan {
         let mut applied = Applied { files: self.manifest.files(), bytes: self.manifest.bytes(), ..Applied::default() };
         let prepared = self.prepare()?;
         if let Some(manifest) = &self.record {
-            ledger::begin(&self.state, &self.key, manifest)?;
+            ledger::begin(&self.state, &self.key, self.begun_place, manifest)?;
         }
         let top = self.make_destination(&mut applied)?;
         if !self.steps.is_empty() {
@@ -42,7 +42,7 @@ impl Plan {
             applied = switching.applied;
         }
         if self.record.is_some() {
-            ledger::settle(&self.state, &self.key)?;
+            ledger::settle(&self.state, &self.key, self.begun_place)?;
         }
         Ok(applied)
     }

@@ -8,10 +8,34 @@ use crate::sandbox::gate::Gate;
 /// Bytes that a refusal shows of an argument that can not be what it is.
 const SHOWN_BYTES_MAX: usize = 200;
 
+/// Variables that load code into a program, or into any script of an interpreter, so that a grant to run one would be a grant to run
+/// everything. `*` stands for any end.
+const LOADERS: [&str; 16] = [
+    "LD_*",
+    "DYLD_*",
+    "GLIBC_TUNABLES",
+    "GCONV_PATH",
+    "BASH_ENV",
+    "BASH_FUNC_*",
+    "ENV",
+    "SHELLOPTS",
+    "PYTHON*",
+    "PERL5*",
+    "RUBYOPT",
+    "RUBYLIB",
+    "NODE_OPTIONS",
+    "JAVA_TOOL_OPTIONS",
+    "_JAVA_OPTIONS",
+    "JDK_JAVA_OPTIONS",
+];
+
 /// The refusal that names the grant that is missing.
 pub(super) fn missing(kind: &str, what: &str) -> CallError {
     let key = if kind == "bundles" { "bundles".to_owned() } else { format!("grants.{kind}") };
-    CallError::Denied(format!("`{key}` of the label's policy does not have `{}`", cut(what, PATH_BYTES_MAX).escape_default()))
+    CallError::Denied(format!(
+        "`{key}` of the label's policy does not have `{}`; an admin adds it",
+        cut(what, PATH_BYTES_MAX).escape_default()
+    ))
 }
 
 /// What is wrong with the variables of a command.
@@ -20,8 +44,10 @@ pub(super) fn env_problem(env: &[(String, String)]) -> Option<String> {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Some(format!("`{}` is no variable's name, or its value holds a NUL", cut(name, SHOWN_BYTES_MAX).escape_default()));
         }
-        // These load code into any program, so that a grant to run one program would be a grant to run everything.
-        let loads = ["LD_", "DYLD_", "GLIBC_TUNABLES", "GCONV_PATH"].iter().any(|prefix| name.starts_with(prefix));
+        let loads = LOADERS.iter().any(|loader| match loader.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == loader,
+        });
         loads.then(|| {
             format!("the variable `{}` makes a program load other code; no policy grants it", cut(name, SHOWN_BYTES_MAX).escape_default())
         })
@@ -64,7 +90,7 @@ impl Gate {
     /// A path that the policy lets the module write.
     pub(super) fn writable(&self, path: &str) -> Result<String, CallError> {
         let path = self.path(path)?;
-        if self.granted(&self.policy().grants.write, &path) { Ok(path) } else { Err(missing("write", &path)) }
+        if self.granted(&self.policy().grants.write, &path) { Ok(path) } else { Err(self.missing("write", &path)) }
     }
 
     /// A directory whose whole content the policy lets the module write: a grant must cover any name below it.
@@ -77,7 +103,7 @@ impl Gate {
         let root = &self.registration().root;
         let open = |glob: &Glob| glob.as_str() == "**" || glob.as_str().ends_with("/**");
         let covered = self.policy().grants.write.iter().any(|glob| open(glob) && glob.grants(root, &probe));
-        if covered { Ok(path) } else { Err(missing("write", &format!("{below}/**"))) }
+        if covered { Ok(path) } else { Err(self.missing("write", &format!("{below}/**"))) }
     }
 
     /// A path that the policy lets the module read.
@@ -85,7 +111,7 @@ impl Gate {
         let path = self.path(path)?;
         let grants = &self.policy().grants;
         let granted = self.granted(&grants.read, &path) || self.granted(&grants.write, &path);
-        if granted { Ok(path) } else { Err(missing("read", &path)) }
+        if granted { Ok(path) } else { Err(self.missing("read", &path)) }
     }
 
     /// A program that the policy lets the module run.
@@ -95,7 +121,13 @@ impl Gate {
             return Err(CallError::Invalid(format!("`{program}` is not a path; a program is named by its path")));
         }
         let path = self.path(program)?;
-        if self.granted(&self.policy().grants.run, &path) { Ok(path) } else { Err(missing("run", &path)) }
+        if self.granted(&self.policy().grants.run, &path) { Ok(path) } else { Err(self.missing("run", &path)) }
+    }
+
+    /// The refusal of a path, which is named as a policy would have it: below the root where it is.
+    fn missing(&self, kind: &str, path: &str) -> CallError {
+        let root = self.registration().root.trim_end_matches('/');
+        missing(kind, path.strip_prefix(root).and_then(|below| below.strip_prefix('/')).unwrap_or(path))
     }
 
     fn granted(&self, globs: &[Glob], path: &str) -> bool {

@@ -31,17 +31,20 @@ impl OutputLog {
             partial.extend(piece.iter().take(room.saturating_sub(partial.len())));
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(partial);
-                self.line(stream, &line);
+                let text = self.redactor.line(String::from_utf8_lossy(&line).trim_end());
+                self.line(stream, text);
             }
         }
     }
 
-    /// Copies what has no end of line, and says how many lines there were.
-    pub(super) fn finish(mut self) -> u32 {
+    /// Copies what has no end of line, and says how many lines there were. What was `cut_off` may end in the middle of a secret.
+    pub(super) fn finish(mut self, cut_off: bool) -> u32 {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(self.partial(stream));
             if !rest.is_empty() {
-                self.line(stream, &rest);
+                let rest = String::from_utf8_lossy(&rest);
+                let text = if cut_off { self.redactor.cut_off_line(&rest) } else { self.redactor.line(rest.trim_end()) };
+                self.line(stream, text);
             }
         }
         self.lines
@@ -54,7 +57,7 @@ impl OutputLog {
         }
     }
 
-    fn line(&mut self, stream: Stream, line: &[u8]) {
+    fn line(&mut self, stream: Stream, text: String) {
         if self.lines == self.lines_max {
             return;
         }
@@ -63,7 +66,7 @@ impl OutputLog {
             Stream::Stdout => Level::Stdout,
             Stream::Stderr => Level::Stderr,
         };
-        self.recorder.line(level, self.redactor.line(String::from_utf8_lossy(line).trim_end()));
+        self.recorder.line(level, text);
         if self.lines == self.lines_max {
             self.recorder.line(Level::Warn, "more output is not copied to the log".into());
         }

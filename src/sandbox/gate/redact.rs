@@ -1,5 +1,7 @@
 //! Cutting secrets from what comes back.
 
+use aho_corasick::{AhoCorasick, MatchKind};
+
 use crate::limits::{LOG_LINE_BYTES_MAX, SECRET_BYTES_MAX};
 use crate::names::SecretName;
 
@@ -12,28 +14,45 @@ const NEEDLE_BYTES_MIN: usize = 4;
 /// encodes a secret before it writes it is not seen through.
 #[derive(Clone, Default)]
 pub(super) struct Redactor {
+    /// What is looked for, and what stands in its place.
     needles: Vec<(String, String)>,
+    /// Finds all of them in one pass, the longest first, so that a secret within another does not leave the other's rest behind.
+    finder: Option<AhoCorasick>,
 }
 
 impl Redactor {
-    pub(super) fn add(&mut self, name: &SecretName, value: &str) {
-        let marks = format!("[secret {name}]");
-        let parts = std::iter::once(value).chain(value.lines().map(str::trim));
-        for part in parts.filter(|part| part.len() >= NEEDLE_BYTES_MIN) {
-            if !self.needles.iter().any(|(needle, _)| needle == part) {
-                self.needles.push((part.to_owned(), marks.clone()));
+    /// Looks for these secrets too.
+    pub(super) fn add<'a>(&mut self, secrets: impl IntoIterator<Item = (&'a SecretName, &'a str)>) {
+        let known = self.needles.len();
+        for (name, value) in secrets {
+            for part in std::iter::once(value).chain(value.lines().map(str::trim)).filter(|part| part.len() >= NEEDLE_BYTES_MIN) {
+                if !self.needles.iter().any(|(needle, _)| needle == part) {
+                    self.needles.push((part.to_owned(), format!("[secret {name}]")));
+                }
             }
         }
-        // Longest first, so that a secret within another does not leave the other's rest behind.
-        self.needles.sort_by_key(|(needle, _)| std::cmp::Reverse(needle.len()));
+        if self.needles.len() > known {
+            let needles = self.needles.iter().map(|(needle, _)| needle);
+            // It fails for more bytes of needles than the secrets of a policy can have.
+            self.finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(needles).ok();
+        }
     }
 
-    pub(super) fn text(&self, mut text: String) -> String {
-        for (needle, mark) in &self.needles {
-            if text.contains(needle.as_str()) {
-                text = text.replace(needle.as_str(), mark);
-            }
+    fn marks(&self) -> Vec<&str> {
+        self.needles.iter().map(|(_, mark)| mark.as_str()).collect()
+    }
+
+    pub(super) fn text(&self, text: String) -> String {
+        match &self.finder {
+            Some(finder) if finder.is_match(&text) => finder.replace_all(&text, &self.marks()),
+            _ => text,
         }
+    }
+
+    /// The beginning of a line that ended before its end, for the log: without the secret that it ends in the middle of.
+    pub(super) fn cut_off_line(&self, line: &str) -> String {
+        let mut text = self.line(line);
+        text.truncate(text.len() - self.begun(text.as_bytes()));
         text
     }
 
@@ -49,7 +68,10 @@ impl Redactor {
 
     /// What came back of a file or a command. What is `truncated` loses the secret that it ends in the middle of.
     pub(super) fn bytes(&self, bytes: Vec<u8>, truncated: bool) -> Vec<u8> {
-        let mut bytes = self.needles.iter().fold(bytes, |bytes, (needle, mark)| replace(bytes, needle.as_bytes(), mark.as_bytes()));
+        let mut bytes = match &self.finder {
+            Some(finder) if finder.is_match(&bytes) => finder.replace_all_bytes(&bytes, &self.marks()),
+            _ => bytes,
+        };
         if truncated {
             bytes.truncate(bytes.len() - self.begun(&bytes));
         }
@@ -71,24 +93,6 @@ pub(super) fn cut_line(line: &str) -> &str {
     line.get(..line.floor_char_boundary(LOG_LINE_BYTES_MAX)).unwrap_or_default()
 }
 
-fn replace(bytes: Vec<u8>, needle: &[u8], mark: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = bytes.as_slice();
-    let mut found = false;
-    while let Some(at) = rest.windows(needle.len()).position(|window| window == needle) {
-        let (before, after) = rest.split_at(at);
-        out.extend_from_slice(before);
-        out.extend_from_slice(mark);
-        rest = after.get(needle.len()..).unwrap_or_default();
-        found = true;
-    }
-    if !found {
-        return bytes;
-    }
-    out.extend_from_slice(rest);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,8 +100,7 @@ mod tests {
     #[test]
     fn a_secret_is_cut_whole_by_lines_and_in_bytes() {
         let mut redactor = Redactor::default();
-        redactor.add(&"key".parse().unwrap(), "line-one\nline-two");
-        redactor.add(&"short".parse().unwrap(), "abc");
+        redactor.add([(&"key".parse().unwrap(), "line-one\nline-two"), (&"short".parse().unwrap(), "abc")]);
         assert_eq!(redactor.text("x line-one\nline-two y".into()), "x [secret key] y");
         assert_eq!(redactor.text("x line-two abc".into()), "x [secret key] abc");
         assert_eq!(redactor.bytes(b"\xffline-oneline-one\xff".to_vec(), false), b"\xff[secret key][secret key]\xff");
@@ -106,9 +109,10 @@ mod tests {
     #[test]
     fn a_secret_in_the_middle_of_which_a_text_ends_is_cut_too() {
         let mut redactor = Redactor::default();
-        redactor.add(&"key".parse().unwrap(), "hunter2-hunter2");
+        redactor.add([(&"key".parse().unwrap(), "hunter2-hunter2")]);
         assert_eq!(redactor.bytes(b"x hunter2-hun".to_vec(), true), b"x ");
         assert_eq!(redactor.bytes(b"x hunter2-hun".to_vec(), false), b"x hunter2-hun");
+        assert_eq!(redactor.cut_off_line("x hunter2-hun"), "x ");
         let padding = "x".repeat(LOG_LINE_BYTES_MAX - 4);
         let line = redactor.line(&format!("{padding}hunter2-hunter2 and more"));
         assert!(line.len() <= LOG_LINE_BYTES_MAX && !line.contains("hunt"), "{}", &line[padding.len()..]);

@@ -66,8 +66,8 @@ impl Link for Witness {
         self.note("write", path, self.change)
     }
 
-    async fn remove(&self, path: &str) -> Result<Change, CallError> {
-        self.note("write", path, self.change)
+    async fn remove(&self, path: &str, with_below: bool) -> Result<Change, CallError> {
+        self.note(if with_below { "remove all" } else { "remove" }, path, self.change)
     }
 
     async fn sync(&self, destination: &str, _bundle: &Bundle, _mode: SyncMode) -> Result<Change, CallError> {
@@ -145,10 +145,10 @@ async fn nothing_is_granted_by_default_and_each_refusal_names_the_missing_grant(
         (told(gate.run(&sh).await), "grants.run", "/bin/sh"),
         (told(gate.launch(&sh).await), "grants.run", "/bin/sh"),
         (told(gate.read_file("/etc/passwd").await), "grants.read", "/etc/passwd"),
-        (told(gate.exists("x").await), "grants.read", "/srv/agent/x"),
-        (told(gate.write_file("x", b"", 0o644).await), "grants.write", "/srv/agent/x"),
+        (told(gate.exists("x").await), "grants.read", "`x`"),
+        (told(gate.write_file("x", b"", 0o644).await), "grants.write", "`x`"),
         (told(gate.remove("/").await), "grants.write", "`/`"),
-        (told(gate.push(&tools, "tools").await), "grants.write", "/srv/agent/tools/**"),
+        (told(gate.push(&tools, "tools").await), "grants.write", "`tools/**`"),
         (told(gate.mirror(&tools, "/").await), "grants.write", "`/**`"),
     ];
     for (refusal, grant, what) in refusals {
@@ -170,12 +170,15 @@ async fn exact_and_glob_grants_let_through_what_they_name_and_no_more() {
     gate.read_file("//etc/./os-release").await.unwrap();
     gate.write_file("/apps/ci/conf", b"x", 0o600).await.unwrap();
     gate.remove("jobs/a/b").await.unwrap();
+    // What a grant names without what is below it goes alone.
+    gate.remove("/apps/ci/conf").await.unwrap();
     let reached = [
         ("exec", "/usr/bin/java"),
         ("exec", "/srv/agent/bin/tool"),
         ("read", "/etc/os-release"),
         ("write", "/apps/ci/conf"),
-        ("write", "/srv/agent/jobs/a/b"),
+        ("remove all", "/srv/agent/jobs/a/b"),
+        ("remove", "/apps/ci/conf"),
     ];
     assert_eq!(link.asked(), reached.map(|(call, path)| (call, path.to_owned())));
     for program in ["/usr/bin/javac", "/usr/bin", "bin/a/tool", "/bin/tool", "java", ""] {
@@ -254,7 +257,17 @@ async fn a_destination_needs_one_grant_of_everything_below_it() {
 async fn a_command_takes_no_variable_that_loads_code_and_no_nul() {
     let link = Arc::new(Witness::default());
     let (mut gate, _records) = gate(granting("run = [\"/bin/true\"]\n"), &link, None);
-    for (name, value) in [("LD_PRELOAD", "x.so"), ("LD_AUDIT", "x"), ("DYLD_INSERT_LIBRARIES", "x"), ("A=B", "x"), ("", "x"), ("A", "\0")] {
+    for (name, value) in [
+        ("LD_PRELOAD", "x.so"),
+        ("LD_AUDIT", "x"),
+        ("DYLD_INSERT_LIBRARIES", "x"),
+        ("BASH_ENV", "x"),
+        ("NODE_OPTIONS", "x"),
+        ("PYTHONPATH", "x"),
+        ("A=B", "x"),
+        ("", "x"),
+        ("A", "\0"),
+    ] {
         let mut command = command("/bin/true");
         command.command.env.push((name.into(), value.into()));
         assert!(told(gate.run(&command).await).starts_with("invalid: "), "{name}");
@@ -315,9 +328,20 @@ async fn a_secret_reaches_the_commands_environment_and_nothing_that_is_kept_or_c
 async fn an_output_that_is_cut_within_a_secret_loses_the_beginning_too() {
     let (_dir, secrets) = vault(&[("key", VALUE)]);
     let link = Arc::new(Witness { output: b"say hunter2-of".to_vec(), truncated: true, ..Witness::default() });
-    let (mut gate, _records) = gate(granting("run = [\"/bin/say\"]\nsecrets = [\"key\"]\n"), &link, Some(secrets));
+    let (mut gate, records) = gate(granting("run = [\"/bin/say\"]\nsecrets = [\"key\"]\n"), &link, Some(secrets));
     gate.open_secret("key").await.unwrap().unwrap();
     assert_eq!(gate.run(&command("/bin/say")).await.unwrap().stdout, b"say ");
+    let (lines, _) = entries(&records);
+    assert!(!lines.iter().any(|line| line.text.contains("hunter")), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_secret_that_an_earlier_run_left_on_the_machine_is_cut_before_it_is_opened() {
+    let (_dir, secrets) = vault(&[("key", VALUE)]);
+    let link = Arc::new(Witness { output: format!("password = {VALUE}").into_bytes(), ..Witness::default() });
+    let (mut gate, _records) = gate(granting("read = [\"/etc/login\"]\nsecrets = [\"key\", \"missing\"]\n"), &link, Some(secrets));
+    gate.know_secrets().await;
+    assert_eq!(gate.read_file("/etc/login").await.unwrap(), b"password = [secret key]");
 }
 
 #[tokio::test]
@@ -576,7 +600,8 @@ proptest! {
             let allowed = parts.is_empty() || match call {
                 "exec" => allows(&run, &parts),
                 "read" => allows(&readable, &parts),
-                "write" => allows(&write, &parts),
+                "write" | "remove" => allows(&write, &parts),
+                "remove all" => allows(&write, &parts) && allows_below(&write, &parts),
                 "sync" => allows_below(&write, &parts),
                 other => return Err(TestCaseError::fail(other)),
             };
