@@ -93,18 +93,23 @@ pub async fn serve(
     };
     let hello = encode(&hello)?;
     let mut writer = AbortOnDropHandle::new(tokio::spawn(write(sink, hello, outgoing, launched, ending.clone())));
+    let mut written = None;
     let ended = tokio::select! {
         biased;
         ended = read(stream, Calls::new(machine.clone(), outbox), &machine) => ended,
-        ended = &mut writer => Err(ended.unwrap_or(Err(SessionError::Writer)).err().unwrap_or(SessionError::Writer)),
+        ended = &mut writer => {
+            written = Some(ended.unwrap_or(Err(SessionError::Writer)));
+            Ok(())
+        }
         () = ending.over.cancelled() => Ok(()),
     };
     // A run that held what was launched has ended with the session. What a module stopped stays stopped.
     machine.supervisor.resume().await;
-    match ended {
+    match (ended, written) {
+        (Err(error), _) => Err(error),
+        (Ok(()), Some(written)) => written,
         // What is queued, and the farewell, are still to be sent.
-        Ok(()) => writer.await.unwrap_or(Err(SessionError::Writer)),
-        Err(error) => Err(error),
+        (Ok(()), None) => writer.await.unwrap_or(Err(SessionError::Writer)),
     }
 }
 
