@@ -455,7 +455,8 @@ async fn a_module_without_its_grant_fails_and_the_explanation_names_the_grant() 
     let _agent = house.agent_process("web-1", &["linux"]).await;
     for (release, grants, grant) in [(1, json!({"run": ["tools/bin/ci-agent"]}), "write"), (2, json!({"write": ["tools/**"]}), "run")] {
         house.apply("linux", json!({"team": TEAM, "module": "tools", "bundles": ["tools"], "grants": grants})).await;
-        house.until_agent("web-1", |detail| detail["agent"]["state"] == "failed" && detail["runs"][0]["release"] == release).await;
+        let ended = |detail: &Value| detail["runs"][0]["release"] == release && detail["runs"][0]["verdict"] == "refused-never";
+        house.until_agent("web-1", ended).await;
         let told = explained(&house, "web-1").await;
         assert!(told.contains(&format!("grants.{grant}")), "{told}");
     }
