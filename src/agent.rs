@@ -143,6 +143,11 @@ impl JoinToken {
     }
 }
 
+/// The program's options, for its manual page.
+pub fn command() -> clap::Command {
+    <Options as clap::CommandFactory>::command()
+}
+
 /// Runs `muster-agent` with these arguments, the program's name first, until a signal ends it.
 pub fn main_from(args: impl IntoIterator<Item = OsString>, environment: Environment) -> ExitCode {
     let options = match Options::try_parse_from(args) {
@@ -229,6 +234,10 @@ fn claim(options: Options, root: &Root) -> Result<Register, AgentError> {
     };
     if options.labels.len() > AGENT_LABELS_MAX {
         return Err(AgentError::Claim(format!("an agent carries at most {AGENT_LABELS_MAX} labels")));
+    }
+    if let Some(twice) = options.labels.iter().enumerate().find(|(at, label)| options.labels.iter().take(*at).any(|other| other == *label))
+    {
+        return Err(AgentError::Claim(format!("label `{}` is given twice", twice.1)));
     }
     if options.attributes.len() > AGENT_ATTRIBUTES_MAX {
         return Err(AgentError::Claim(format!("an agent has at most {AGENT_ATTRIBUTES_MAX} attributes")));

@@ -133,6 +133,22 @@ pub enum AgentState {
     Quarantined,
 }
 
+impl AgentState {
+    /// The word for it, as JSON has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::Provisioning => "provisioning",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+            Self::Gone => "gone",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
 /// One agent in a listing, and at the head of `show`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]

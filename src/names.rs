@@ -15,13 +15,13 @@ use crate::limits::NAME_BYTES_MAX;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The text is empty.
-    #[error("a {kind} can not be empty")]
+    #[error("{kind} can not be empty")]
     Empty {
         /// What the text was to name.
         kind: &'static str,
     },
     /// The text is too long.
-    #[error("a {kind} has at most {NAME_BYTES_MAX} bytes, this one has {bytes}")]
+    #[error("{kind} has at most {NAME_BYTES_MAX} bytes, this one has {bytes}")]
     TooLong {
         /// What the text was to name.
         kind: &'static str,
@@ -29,7 +29,7 @@ pub enum NameError {
         bytes: usize,
     },
     /// The text holds a character that names do not have.
-    #[error("a {kind} is made of letters, digits, `.`, `_` and `-`, and begins with a letter or a digit: `{text}` is not one")]
+    #[error("{kind} is made of letters, digits, `.`, `_` and `-`, and begins with a letter or a digit: `{text}` is not one")]
     Character {
         /// What the text was to name.
         kind: &'static str,
@@ -102,32 +102,32 @@ macro_rules! name {
 name!(
     /// The name of an agent.
     AgentName,
-    "agent's name"
+    "an agent's name"
 );
 name!(
     /// A label: what ties agents to jobs and to provisioning.
     LabelName,
-    "label"
+    "a label"
 );
 name!(
     /// The name under which a module is uploaded.
     ModuleName,
-    "module's name"
+    "a module's name"
 );
 name!(
     /// The name of a bundle.
     BundleName,
-    "bundle's name"
+    "a bundle's name"
 );
 name!(
     /// The name of a team.
     TeamName,
-    "team's name"
+    "a team's name"
 );
 name!(
     /// The name of a secret.
     SecretName,
-    "secret's name"
+    "a secret's name"
 );
 
 /// A sha256, written as 64 hexadecimal digits in lower case.

@@ -403,7 +403,8 @@ impl Roster {
     fn put(&self, agent: &Agent, row: AgentRow) {
         let (state, reason) = (row.state, row.reason.clone());
         agent.live().row = row;
-        tracing::info!(agent = %agent.name, state = ?state, reason, "agent {} is {state:?}: {reason}", agent.name);
+        let state = state.as_str();
+        tracing::info!(agent = %agent.name, state, "agent {} is {state}: {reason}", agent.name);
     }
 
     /// Opens an agent's session, in place of one that may be open still. The one before is closed.

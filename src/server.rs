@@ -61,7 +61,9 @@ impl Server {
         let data = open_data(&config.data)?;
         let lock = lock(&config.data)?;
         // Before anything is made: a first start that finds its address taken is still the first start the next time.
-        let listener = TcpListener::bind(config.listen).await.map_err(|error| format!("can not listen on {}: {error}", config.listen))?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|error| format!("can not listen on {}: {error}; another address is set with `--listen` or `listen`", config.listen))?;
         let address = listener.local_addr()?;
         let url = match &config.database {
             Some(url) => url.as_str().to_owned(),

@@ -17,7 +17,7 @@ pub mod tokens;
 mod columns;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{Any, AnyPool, Transaction};
+use sqlx::{Any, AnyPool, Connection as _, Transaction};
 
 use crate::limits::{STORE_CONNECTIONS_MAX, STORE_WAIT_MAX};
 
@@ -123,6 +123,8 @@ impl Store {
                 (pool.connect_lazy_with(options), write)
             }
             Dialect::Postgres => {
+                // Once without the pool, which would only say that it waited.
+                sqlx::AnyConnection::connect_with(&options).await?.close().await?;
                 let both = pool.connect_with(options).await?;
                 (both.clone(), both)
             }

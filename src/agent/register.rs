@@ -154,7 +154,7 @@ impl Member {
         }
         if state.replace(agent.state) != Some(agent.state) {
             let reason = agent.reason.as_deref().unwrap_or("no reason given").escape_default();
-            tracing::info!(agent.name = agent.name, "`{}` is {:?}: {reason}", agent.name, agent.state);
+            tracing::info!(agent.name = agent.name, "`{}` is {}: {reason}", agent.name, agent.state.as_str());
         }
         Ok(())
     }

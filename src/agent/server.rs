@@ -1,5 +1,6 @@
 //! The server as an agent sees it: its address, and whom it is trusted to be.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,9 +98,13 @@ impl Server {
         &self.base
     }
 
-    /// Whether what is said to it can be read on the way.
+    /// Whether what is said to it can be read on the way. There is no way to a server on this machine.
     pub fn is_plain(&self) -> bool {
-        self.base.starts_with("http:")
+        let here = |url: Url| match url.host_str() {
+            Some("localhost" | "[::1]") => true,
+            host => host.and_then(|host| host.parse::<Ipv4Addr>().ok()).is_some_and(|address| address.is_loopback()),
+        };
+        self.base.starts_with("http:") && !Url::parse(&self.base).is_ok_and(here)
     }
 
     /// The URL of a session at a path that the server named; none if it is not a path.

@@ -3,7 +3,7 @@
 use clap::builder::PossibleValuesParser;
 use reqwest::Method;
 
-use crate::api::{Act, Agent, AgentDetail, AgentState, Explanation, Run};
+use crate::api::{Act, Agent, AgentDetail, Explanation, Run};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{CliError, HEADING, doing};
@@ -92,14 +92,14 @@ async fn act(verb: &str, on: ActOn, client: &Client, output: &mut Output) -> Res
     let body = Act { reason: on.reason };
     let agent: Agent = client.send(Method::POST, &path, &[], &body).await.map_err(doing(format!("{verb} the agent {}", on.name)))?;
     let because = if agent.reason.is_empty() { String::new() } else { format!(": {}", agent.reason) };
-    output.done(&agent, &format!("{} is {}{because}", agent.name, word(agent.state)))
+    output.done(&agent, &format!("{} is {}{because}", agent.name, agent.state.as_str()))
 }
 
 fn list(agents: &[Agent], output: &mut Output) -> Result<(), CliError> {
     output.listing(agents, ["NAME", "STATE", "SINCE", "LABELS", "RELEASES", "REASON"], |output, agent| {
         [
             agent.name.clone(),
-            word(agent.state).into(),
+            agent.state.as_str().into(),
             output.age(agent.since_us),
             agent.labels.join(","),
             releases(agent),
@@ -113,7 +113,7 @@ fn show(detail: &AgentDetail, output: &mut Output) -> Result<(), CliError> {
     output.fields(&[
         ("name", agent.name.clone()),
         ("id", agent.id.clone()),
-        ("state", word(agent.state).into()),
+        ("state", agent.state.as_str().into()),
         ("reason", agent.reason.clone()),
         ("since", output.moment(agent.since_us)),
         ("retried at", agent.retry_at_us.map(|at| output.moment(at)).unwrap_or_default()),
@@ -135,7 +135,7 @@ fn show(detail: &AgentDetail, output: &mut Output) -> Result<(), CliError> {
     if !events.is_empty() {
         output.line("")?;
         output.listing(events, ["AT", "STATE", "CAUSE"], |output, event| {
-            [output.moment(event.at_us), word(event.state).into(), event.cause.clone()]
+            [output.moment(event.at_us), event.state.as_str().into(), event.cause.clone()]
         })?;
     }
     if runs.is_empty() {
@@ -163,8 +163,7 @@ pub(crate) fn list_runs(runs: &[Run], output: &mut Output) -> Result<(), CliErro
 }
 
 fn explain(told: &Explanation, output: &mut Output) -> Result<(), CliError> {
-    output.styled(HEADING, &format!("{} is {}", told.name, word(told.state)))?;
-    output.line(&told.summary)?;
+    output.styled(HEADING, &told.summary)?;
     if !told.because.is_empty() {
         output.line("")?;
         output.styled(HEADING, "because")?;
@@ -190,23 +189,10 @@ fn releases(agent: &Agent) -> String {
     releases.join(",")
 }
 
-fn word(state: AgentState) -> &'static str {
-    match state {
-        AgentState::Registered => "registered",
-        AgentState::Provisioning => "provisioning",
-        AgentState::Ready => "ready",
-        AgentState::Failed => "failed",
-        AgentState::Draining => "draining",
-        AgentState::Lost => "lost",
-        AgentState::Gone => "gone",
-        AgentState::Quarantined => "quarantined",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{AgentEvent, Because};
+    use crate::api::{AgentEvent, AgentState, Because};
     use crate::cli::output::fixture::{NOW_US, output};
 
     fn agent() -> Agent {
@@ -253,7 +239,7 @@ mod tests {
             next: vec!["muster run logs 7".into()],
         };
         explain(&told, &mut out).unwrap();
-        let expected = "web-1 is failed\nthe module refused: the disk is full\n\nbecause\n  2026-01-01 00:00:00  run 7 ended\n  no retry\n\n\
+        let expected = "the module refused: the disk is full\n\nbecause\n  2026-01-01 00:00:00  run 7 ended\n  no retry\n\n\
             next\n  muster run logs 7\n";
         assert_eq!(text.take(), expected);
     }
@@ -262,7 +248,7 @@ mod tests {
     fn every_state_can_be_asked_for() {
         for state in STATES {
             let state: AgentState = serde_json::from_value(state.into()).unwrap();
-            assert!(STATES.contains(&word(state)));
+            assert!(STATES.contains(&state.as_str()));
         }
     }
 }

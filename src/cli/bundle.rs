@@ -10,10 +10,9 @@ use crate::bits::manifest::Manifest;
 use crate::cli::bundle::difference::{Difference, Mark};
 use crate::cli::client::{Client, ClientError};
 use crate::cli::output::Output;
-use crate::cli::{CliError, doing};
+use crate::cli::{CliError, Pinned, doing};
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::names::{BundleName, TeamName};
-use crate::policy::BundleRef;
 
 mod difference;
 pub(crate) mod push;
@@ -43,16 +42,16 @@ pub(crate) enum Command {
     Show {
         /// The bundle
         #[arg(value_name = "NAME[@VERSION]")]
-        bundle: BundleRef,
+        bundle: Pinned<BundleName>,
     },
     /// Says what differs between two versions
     Diff {
         /// The one; its newest version without a version
         #[arg(value_name = "NAME[@VERSION]")]
-        before: BundleRef,
+        before: Pinned<BundleName>,
         /// The other
         #[arg(value_name = "NAME[@VERSION]")]
-        after: BundleRef,
+        after: Pinned<BundleName>,
     },
 }
 
@@ -67,12 +66,13 @@ pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) 
             let bundles: Vec<Bundle> = client.list(&["bundles"], &[], limit).await.map_err(doing("list the bundles"))?;
             list(&bundles, output)
         }
-        Command::Show { bundle: BundleRef { name, version: None } } => {
-            let what = format!("list the versions of {name}");
-            let bundles: Vec<Bundle> = client.list(&["bundles", name.as_str()], &[], None).await.map_err(doing(what))?;
-            list(&bundles, output)
-        }
-        Command::Show { bundle: BundleRef { name, version: Some(version) } } => {
+        Command::Show { bundle } => {
+            let name = &bundle.name;
+            let Some(version) = bundle.digest("bundles", "version", client).await? else {
+                let what = format!("list the versions of {name}");
+                let bundles: Vec<Bundle> = client.list(&["bundles", name.as_str()], &[], None).await.map_err(doing(what))?;
+                return list(&bundles, output);
+            };
             let path = ["bundles", name.as_str(), &version.to_string()];
             let bundle: Bundle = client.get(&path, &[]).await.map_err(doing(format!("show {name}@sha256:{version}")))?;
             if output.json() { output.value(&bundle) } else { show(&bundle, output) }
@@ -137,10 +137,10 @@ fn show(bundle: &Bundle, output: &mut Output) -> Result<(), CliError> {
     ])
 }
 
-async fn manifest(bundle: &BundleRef, client: &Client) -> Result<Manifest, CliError> {
+async fn manifest(bundle: &Pinned<BundleName>, client: &Client) -> Result<Manifest, CliError> {
     let name = bundle.name.as_str();
-    let what = format!("read the manifest of {bundle}");
-    let version = match bundle.version {
+    let what = format!("read the manifest of {name}");
+    let version = match bundle.digest("bundles", "version", client).await? {
         Some(version) => version.to_string(),
         None => newest(name, client).await.map_err(doing(what.clone()))?,
     };

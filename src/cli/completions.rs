@@ -35,7 +35,10 @@ pub(crate) fn man(args: &ManArgs, tree: clap::Command, output: &mut Output) -> R
     if let Some(directory) = &args.out {
         let failed = |error: std::io::Error| CliError::failed(format!("write the pages into {}", directory.display()), error);
         std::fs::create_dir_all(directory).map_err(failed)?;
-        return clap_mangen::generate_to(tree, directory).map_err(failed);
+        clap_mangen::generate_to(tree, directory).map_err(failed)?;
+        // `muster agent` and the program `muster-agent` would have one page: the program has the name.
+        std::fs::rename(directory.join("muster-agent.1"), directory.join("muster-agent-commands.1")).map_err(failed)?;
+        return clap_mangen::generate_to(crate::agent::command(), directory).map_err(failed);
     }
     let mut tree = tree.disable_help_subcommand(true);
     tree.build();
@@ -80,5 +83,7 @@ mod tests {
         let args = ManArgs { out: Some(directory.path().join("man")) };
         man(&args, Arguments::command(), &mut out).unwrap();
         assert!(directory.path().join("man/muster-agent-explain.1").is_file());
+        let page = |name: &str| std::fs::read_to_string(directory.path().join("man").join(name)).unwrap();
+        assert!(page("muster-agent.1").contains("allow\\-write") && page("muster-agent-commands.1").contains("quarantine"));
     }
 }

@@ -222,7 +222,8 @@ impl Demo<'_> {
                 return Ok(agents);
             }
             if Instant::now() > deadline {
-                let states: Vec<_> = agents.iter().map(|agent| format!("{}: {:?}: {}", agent.name, agent.state, agent.reason)).collect();
+                let states: Vec<_> =
+                    agents.iter().map(|agent| format!("{}: {}: {}", agent.name, agent.state.as_str(), agent.reason)).collect();
                 return Err(failed("see the agents come to where they should be", states.join("; ")));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -257,7 +258,7 @@ impl Demo<'_> {
             let release = agent.releases.get(LABEL).map(ToString::to_string).unwrap_or_default();
             let sent = own.iter().map(|run| run.bytes_sent).sum();
             let saved = own.iter().map(|run| run.bytes_saved).sum();
-            let state = format!("{:?}", agent.state).to_lowercase();
+            let state = agent.state.as_str().to_owned();
             [agent.name.clone(), state, release, own.len().to_string(), output.bytes(sent), output.bytes(saved), agent.reason.clone()]
         })?;
         let took = self.began.elapsed();

@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::api::{Applied, Label, Release, Rollback, Swap};
 use crate::cli::client::Client;
 use crate::cli::output::{Output, counts};
-use crate::cli::{CliError, HEADING, doing, read_text};
-use crate::names::LabelName;
+use crate::cli::{CliError, HEADING, Pinned, doing, read_text};
+use crate::names::{LabelName, ModuleName};
 use crate::policy::{LabelPolicy, ModuleRef, differences, parse_file};
 
 /// What `muster label` does.
@@ -50,7 +50,7 @@ pub(crate) enum Command {
         label: LabelName,
         /// The module; its newest version without a digest
         #[arg(long, value_name = "NAME[@DIGEST]")]
-        module: ModuleRef,
+        module: Pinned<ModuleName>,
         /// Does not ask
         #[arg(long)]
         yes: bool,
@@ -78,7 +78,8 @@ pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) 
             Box::pin(change(changes, yes, client, output)).await
         }
         Command::Swap { label, module, yes } => {
-            let body = Swap { module: module.to_string() };
+            let digest = module.digest("modules", "digest", client).await?;
+            let body = Swap { module: ModuleRef { name: module.name, digest }.to_string() };
             Box::pin(change(vec![Change { label, method: Method::POST, verb: Some("swap"), body }], yes, client, output)).await
         }
         Command::Rollback { label, to, yes } => {

@@ -11,10 +11,9 @@ use tokio_util::io::ReaderStream;
 use crate::api::Module;
 use crate::cli::client::{Client, byte_bar};
 use crate::cli::output::Output;
-use crate::cli::{CliError, doing, try_module};
+use crate::cli::{CliError, Pinned, doing, try_module};
 use crate::limits::{MODULE_BYTES_MAX, PIECE_BYTES};
 use crate::names::{Digest, ModuleName, TeamName};
-use crate::policy::ModuleRef;
 use crate::sandbox::inspect::{About, InspectError, look};
 
 /// What `muster module` does.
@@ -44,7 +43,7 @@ pub(crate) enum Command {
     Show {
         /// The module
         #[arg(value_name = "NAME[@DIGEST]")]
-        module: ModuleRef,
+        module: Pinned<ModuleName>,
     },
     /// Says what a file of this machine is: its world, its imports, its exports
     Inspect(InspectArgs),
@@ -68,12 +67,13 @@ pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) 
             let modules: Vec<Module> = client.list(&["modules"], &query, limit).await.map_err(doing("list the modules"))?;
             list(&modules, output)
         }
-        Command::Show { module: ModuleRef { name, digest: None } } => {
-            let what = format!("list the versions of {name}");
-            let modules: Vec<Module> = client.list(&["modules", name.as_str()], &[], None).await.map_err(doing(what))?;
-            list(&modules, output)
-        }
-        Command::Show { module: ModuleRef { name, digest: Some(digest) } } => {
+        Command::Show { module } => {
+            let name = &module.name;
+            let Some(digest) = module.digest("modules", "digest", client).await? else {
+                let what = format!("list the versions of {name}");
+                let modules: Vec<Module> = client.list(&["modules", name.as_str()], &[], None).await.map_err(doing(what))?;
+                return list(&modules, output);
+            };
             let path = ["modules", name.as_str(), &digest.to_string()];
             let module: Module = client.get(&path, &[]).await.map_err(doing(format!("show {name}@sha256:{digest}")))?;
             if output.json() { output.value(&module) } else { show(&module, output) }

@@ -13,6 +13,9 @@ use serde::Serialize;
 
 use crate::cli::CliError;
 
+/// Columns of a terminal that does not say how many it has.
+const WIDTH_UNKNOWN: u16 = 80;
+
 /// Where the answer of a command goes.
 pub(crate) struct Output {
     sink: Box<dyn Write>,
@@ -105,6 +108,10 @@ impl Output {
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        // A terminal that knows no width, as `script` and the like make one.
+        if table.width() == Some(0) {
+            table.set_width(WIDTH_UNKNOWN);
+        }
         table.set_header(header.map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
         for row in rows {
             table.add_row(row.each_ref().map(|cell| clean(cell)));

@@ -9,6 +9,7 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use serde::Serialize;
 
+use crate::agent::Signals;
 use crate::api::LogLine;
 use crate::bits::contents::{Bundle, DirectoryContents};
 use crate::bits::scan::scan;
@@ -78,11 +79,14 @@ struct Used {
 
 /// Runs a module against a directory of this machine.
 pub(crate) async fn run(args: Args, output: &mut Output) -> Result<(), CliError> {
+    twice("--bundle", args.bundle.iter().map(|(name, _)| name.as_str()))?;
+    twice("--set", args.set.iter().map(|(name, _)| name.as_str()))?;
     let bytes = std::fs::read(&args.file).map_err(|error| CliError::failed(format!("read {}", args.file.display()), error))?;
     let sandbox = Sandbox::new(None, 1).map_err(|error| CliError::failed("start the sandbox", error))?;
     let what = format!("use {}", args.file.display());
     let module = sandbox.compile(bytes.into()).await.map_err(|error| CliError::failed(what, error))?;
     let root = Root::open(&args.root, &[]).map_err(|error| CliError::failed(format!("open {}", args.root.display()), error))?;
+    let shown_root = root.path().display().to_string();
     let (recorder, records) = journal::channel();
     let inputs = RunInputs {
         registration: registration(root.path()),
@@ -95,16 +99,37 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<(), CliError>
     };
     let began = std::time::Instant::now();
     let mut used = Used::default();
-    let mut running = std::pin::pin!(sandbox.run(&module, inputs));
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut running => break outcome,
-            () = records.gathered() => tell(records.take(), &mut used, output)?,
+    let mut signals = Signals::new().map_err(|error| CliError::failed("listen for signals", error))?;
+    let outcome = {
+        let mut running = std::pin::pin!(sandbox.run(&module, inputs));
+        loop {
+            tokio::select! {
+                outcome = &mut running => break Some(outcome),
+                () = records.gathered() => tell(records.take(), &mut used, &shown_root, output)?,
+                () = signals.next() => break None,
+            }
         }
     };
-    tell(records.take(), &mut used, output)?;
+    let Some(outcome) = outcome else {
+        // With the run what it started on this machine is ended.
+        sandbox.end().await;
+        return Err(CliError::failed("try the module to its end", "it was told to end"));
+    };
+    tell(records.take(), &mut used, &shown_root, output)?;
     let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let lacking: Vec<&String> = used.bundles.iter().filter(|name| !args.bundle.iter().any(|(given, _)| given.as_str() == *name)).collect();
+    for name in lacking {
+        output.aside(&format!("the module opens the bundle `{name}`; `--bundle {name}=DIR` gives it one"))?;
+    }
     finish(outcome, milliseconds, used, output)
+}
+
+fn twice<'a>(option: &str, names: impl Iterator<Item = &'a str>) -> Result<(), CliError> {
+    let mut seen = BTreeSet::new();
+    match names.into_iter().find(|name| !seen.insert(*name)) {
+        Some(name) => Err(CliError::usage(format!("`{option} {name}=…` is given twice"), "give it once")),
+        None => Ok(()),
+    }
 }
 
 fn registration(root: &Path) -> Registration {
@@ -140,7 +165,7 @@ fn bundles(args: &Args) -> Result<BTreeMap<BundleName, Bundle>, CliError> {
     Ok(bundles)
 }
 
-fn tell(taken: Taken, used: &mut Used, output: &mut Output) -> Result<(), CliError> {
+fn tell(taken: Taken, used: &mut Used, root: &str, output: &mut Output) -> Result<(), CliError> {
     for line in taken.lines {
         let line = LogLine { seq: line.seq, at_us: line.at_us, level: line.level.as_str().into(), text: line.text };
         if output.json() {
@@ -151,19 +176,24 @@ fn tell(taken: Taken, used: &mut Used, output: &mut Output) -> Result<(), CliErr
     }
     for (_, entry) in taken.entries {
         if let Ok(Entry::Asked { asked, .. }) = serde_json::from_str(&entry) {
-            used.add(asked);
+            used.add(asked, root);
         }
     }
     Ok(())
 }
 
 impl Used {
-    fn add(&mut self, asked: Asked) {
+    fn add(&mut self, asked: Asked, root: &str) {
+        // As a policy has it: below the root where it is, since another agent's root is elsewhere.
+        let below = |path: String| match path.strip_prefix(root).map(|rest| rest.trim_start_matches('/')) {
+            Some(rest) if path.len() != rest.len() && !rest.is_empty() => rest.to_owned(),
+            _ => path,
+        };
         match asked {
-            Asked::Probe { command } | Asked::Run { command } | Asked::Launch { command } => self.run.insert(command.program),
-            Asked::ReadFile { path } | Asked::Exists { path } => self.read.insert(path),
-            Asked::WriteFile { path, .. } | Asked::Remove { path } => self.write.insert(path),
-            Asked::Push { destination, .. } | Asked::Mirror { destination, .. } => self.write.insert(format!("{destination}/**")),
+            Asked::Probe { command } | Asked::Run { command } | Asked::Launch { command } => self.run.insert(below(command.program)),
+            Asked::ReadFile { path } | Asked::Exists { path } => self.read.insert(below(path)),
+            Asked::WriteFile { path, .. } | Asked::Remove { path } => self.write.insert(below(path)),
+            Asked::Push { destination, .. } | Asked::Mirror { destination, .. } => self.write.insert(below(format!("{destination}/**"))),
             Asked::OpenSecret { name } => self.secrets.insert(name),
             Asked::OpenBundle { name } => self.bundles.insert(name),
             Asked::Stop {} | Asked::ReadBundle { .. } => false,
@@ -183,6 +213,7 @@ fn finish(outcome: Outcome, milliseconds: u64, used: Used, output: &mut Output) 
         fields.extend(tried.reason.clone().map(|reason| ("reason", reason)));
         fields.push(("took", format!("{milliseconds} ms, {} calls", tried.calls)));
         fields.extend(tried.launch.as_ref().map(|launch| ("would launch", launch.join(" "))));
+        let mut needed = Vec::new();
         for (kind, grants) in [
             ("bundles", &tried.grants.bundles),
             ("grants.run", &tried.grants.run),
@@ -191,10 +222,14 @@ fn finish(outcome: Outcome, milliseconds: u64, used: Used, output: &mut Output) 
             ("grants.secrets", &tried.grants.secrets),
         ] {
             if !grants.is_empty() {
-                fields.push((kind, format!("{grants:?}").replace(['{', '}'], "")));
+                needed.push(format!("{kind} = [{}]", grants.iter().map(|grant| format!("{grant:?}")).collect::<Vec<_>>().join(", ")));
             }
         }
         output.fields(&fields)?;
+        if !needed.is_empty() {
+            output.line("\nwhat a policy grants for these calls:")?;
+        }
+        needed.iter().try_for_each(|line| output.line(line))?;
     }
     match outcome.verdict {
         Verdict::Provisioned => Ok(()),

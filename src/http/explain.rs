@@ -40,7 +40,7 @@ pub(crate) async fn explain(State(app): State<App>, person: Person, Name(name): 
         run_told(&app, run, &mut because).await?;
     }
     for event in app.store.agent_events(agent.id(), EVENTS_TOLD).await? {
-        let state = format!("{:?}", event.state).to_lowercase();
+        let state = event.state.as_str();
         because.push(told(Some(event.at_us), format!("{state}: {}", event.cause)));
     }
     let summary = summary(&view);
@@ -60,6 +60,9 @@ fn label_told(app: &App, view: &View, label: &LabelName) -> Because {
         }
         (Some(release), Some(has)) if release.number == *has => format!("label `{label}`: it holds release {has}, the one in force"),
         (Some(release), Some(has)) => format!("label `{label}`: it holds release {has}; release {} is in force", release.number),
+        (Some(release), None) if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) => {
+            format!("label `{label}`: release {} is in force, and will be brought to the agent when it takes work again", release.number)
+        }
         (Some(release), None) => format!("label `{label}`: release {} is in force, and the agent does not hold it", release.number),
     };
     told(None, text)
@@ -106,7 +109,10 @@ fn next(name: &AgentName, view: &View, run: Option<&RunRow>) -> Vec<String> {
         AgentState::Registered if !view.session => next.push("see whether muster-agent runs there, and what it logs".to_owned()),
         AgentState::Registered => next.push("`muster label apply -f FILE` gives one of its labels a release".to_owned()),
         AgentState::Provisioning => {}
-        AgentState::Failed => next.push(format!("when it is mended: `muster agent provision {name}` tries it at once")),
+        AgentState::Failed => next.push(format!(
+            "mend what it says, then: another release of its labels tries it again, and so does `muster agent provision {name}`"
+        )),
+        AgentState::Draining if view.row.drained.is_none() => next.push("start muster-agent there again".to_owned()),
         AgentState::Draining | AgentState::Quarantined => next.push(format!("`muster agent provision {name}` brings it back")),
         AgentState::Lost | AgentState::Gone => next.push("see whether the machine lives and reaches this server".to_owned()),
     }

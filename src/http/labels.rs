@@ -169,6 +169,6 @@ fn unknown(label: &LabelName) -> Fault {
 async fn shown(app: &App, label: &LabelName, counts: BTreeMap<AgentState, u64>) -> Result<Label, Fault> {
     let release = app.shelf.release(label).ok_or_else(|| unknown(label))?;
     let row = app.store.release(label, release.number).await?.ok_or_else(|| unknown(label))?;
-    let agents = counts.into_iter().map(|(state, count)| (format!("{state:?}").to_lowercase(), count)).collect();
+    let agents = counts.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect();
     Ok(Label { label: label.to_string(), team: release.policy.team.to_string(), release: row.into(), agents })
 }

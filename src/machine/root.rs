@@ -77,7 +77,10 @@ impl Root {
     pub fn open(path: &Path, extra: &[PathBuf]) -> Result<Self, RootError> {
         let path = lexical(path).map_err(|source| RootError::Open { path: path.to_owned(), source })?;
         let failed = |source| RootError::Open { path: path.clone(), source };
-        Dir::create_ambient_dir_all(&path, ambient_authority()).map_err(failed)?;
+        Dir::create_ambient_dir_all(&path, ambient_authority()).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => failed(io::ErrorKind::NotADirectory.into()),
+            _ => failed(error),
+        })?;
         let dir = Dir::open_ambient_dir(&path, ambient_authority()).map_err(failed)?;
         match dir.create_dir_with(STATE_NAME, DirBuilder::new().mode(0o700)) {
             Ok(()) => {}

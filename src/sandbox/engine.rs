@@ -15,8 +15,9 @@ use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, PoolingAllocationCon
 use wasmtime_wasi::{ResourceTableError, WasiCtxBuilder};
 
 use crate::limits::{
-    COMPILES_AT_ONCE, COMPILES_WAITING_MAX, EPOCH_TICK, HANDLES_MAX, HOSTCALL_BYTES_MAX, MODULE_CORE_INSTANCES_MAX, MODULE_MEMORIES_MAX,
-    MODULE_TABLES_MAX, RANDOM_BYTES_MAX, RUN_MEMORY_MIB_MAX, RUN_PAGES_KEPT_BYTES, TABLE_ELEMENTS_MAX, WASM_STACK_BYTES_MAX,
+    COMPILES_AT_ONCE, COMPILES_WAITING_MAX, EPOCH_TICK, EXEC_LINGER_MAX, HANDLES_MAX, HOSTCALL_BYTES_MAX, MODULE_CORE_INSTANCES_MAX,
+    MODULE_MEMORIES_MAX, MODULE_TABLES_MAX, RANDOM_BYTES_MAX, RUN_MEMORY_MIB_MAX, RUN_PAGES_KEPT_BYTES, TABLE_ELEMENTS_MAX,
+    WASM_STACK_BYTES_MAX,
 };
 use crate::machine::Command;
 use crate::names::Digest;
@@ -151,6 +152,14 @@ impl Sandbox {
         let compiled: wasmtime::Result<_> = compiled.await.map_err(|_| CompileError::BrokeDown)?;
         let (digest, pre) = compiled.map_err(|error| CompileError::Component(cut(format!("{error:#}"))))?;
         Ok(Module { digest, about: Arc::new(about), pre })
+    }
+
+    /// Ends all runs, and what they do on the way to their agents; on return they are over.
+    pub async fn end(mut self) {
+        if let Some(guests) = self.guests.take() {
+            // A runtime may not be waited for within another one.
+            tokio::task::spawn_blocking(move || guests.shutdown_timeout(EXEC_LINGER_MAX)).await.ok();
+        }
     }
 
     /// Compiles nothing any more, and waits for what is being compiled: it writes to the cache.

@@ -25,9 +25,12 @@ pub struct About {
 /// Why some bytes are no module.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// They are not WebAssembly at all, or damaged.
+    /// They are not WebAssembly at all.
+    #[error("this is not a WebAssembly component: it does not begin as one")]
+    NotWasm,
+    /// They are WebAssembly, and damaged.
     #[error("this is not a WebAssembly component: {}", .0.message())]
-    NotWasm(BinaryReaderError),
+    Damaged(BinaryReaderError),
     /// They are a core module.
     #[error("this is a core WebAssembly module, not a component; `wasm-tools component new` makes one of it")]
     CoreModule,
@@ -47,7 +50,7 @@ pub enum InspectError {
 
 impl From<BinaryReaderError> for InspectError {
     fn from(error: BinaryReaderError) -> Self {
-        Self::NotWasm(error)
+        Self::Damaged(error)
     }
 }
 
@@ -82,6 +85,9 @@ pub fn inspect(bytes: &[u8]) -> Result<About, InspectError> {
 /// # Errors
 /// When the bytes are no component.
 pub fn look(bytes: &[u8]) -> Result<About, InspectError> {
+    if !bytes.starts_with(b"\0asm") {
+        return Err(InspectError::NotWasm);
+    }
     let (mut imports, mut exports, mut noted, mut depth) = (Vec::new(), Vec::new(), Noted::default(), 0_u32);
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
@@ -197,8 +203,9 @@ mod tests {
     #[test]
     fn what_is_no_component_is_said_to_be_none() {
         assert!(matches!(look(&component("(module)")), Err(InspectError::CoreModule)));
-        assert!(matches!(look(b"hello"), Err(InspectError::NotWasm(_))));
-        assert!(matches!(look(b""), Err(InspectError::NotWasm(_))));
+        assert!(matches!(look(b"hello"), Err(InspectError::NotWasm)));
+        assert!(matches!(look(b""), Err(InspectError::NotWasm)));
+        assert!(matches!(look(b"\0asm\x0d\0\x01\0\xff"), Err(InspectError::Damaged(_))));
     }
 
     #[test]

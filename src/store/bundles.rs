@@ -25,7 +25,7 @@ pub struct BundleRow {
 }
 
 impl Store {
-    /// Writes a version of a bundle; `false` if it was there already, and then it keeps its place among the versions.
+    /// Writes a version of a bundle, the newest from then on; `false` if it was there already.
     ///
     /// A name belongs to the team that used it first.
     ///
@@ -52,10 +52,14 @@ impl Store {
             .bind(to_bigint(bundle.bytes))
             .bind(bundle.pushed_us);
         let is_new = query.execute(&mut *tx).await?.rows_affected() == 1;
-        if is_new {
-            let sql = "UPDATE bundle_names SET newest = $2 WHERE name = $1";
-            sqlx::query(sql).bind(bundle.name.as_str()).bind(place).execute(&mut *tx).await?;
+        if !is_new {
+            // One that is the newest already keeps its place.
+            let sql = "UPDATE bundles SET place = $3, pushed_us = $4 WHERE name = $1 AND version = $2 AND place < $5";
+            let query = sqlx::query(sql).bind(bundle.name.as_str()).bind(bundle.version.to_string()).bind(place);
+            query.bind(bundle.pushed_us).bind(place - 1).execute(&mut *tx).await?;
         }
+        let sql = "UPDATE bundle_names SET newest = (SELECT MAX(place) FROM bundles WHERE name = $1) WHERE name = $1";
+        sqlx::query(sql).bind(bundle.name.as_str()).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(is_new)
     }

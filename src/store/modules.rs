@@ -29,7 +29,7 @@ pub struct ModuleRow {
 }
 
 impl Store {
-    /// Writes a version of a module; `false` if it was there already, and then it keeps its place among the versions.
+    /// Writes a version of a module, the newest from then on; `false` if it was there already.
     ///
     /// A name belongs to the team that used it first.
     ///
@@ -58,10 +58,14 @@ impl Store {
             .bind(module.language.as_deref().map(to_text))
             .bind(module.uploaded_us);
         let is_new = query.execute(&mut *tx).await?.rows_affected() == 1;
-        if is_new {
-            let sql = "UPDATE module_names SET newest = $2 WHERE name = $1";
-            sqlx::query(sql).bind(module.name.as_str()).bind(place).execute(&mut *tx).await?;
+        if !is_new {
+            // One that is the newest already keeps its place.
+            let sql = "UPDATE modules SET place = $3, uploaded_us = $4 WHERE name = $1 AND digest = $2 AND place < $5";
+            let query = sqlx::query(sql).bind(module.name.as_str()).bind(module.digest.to_string()).bind(place);
+            query.bind(module.uploaded_us).bind(place - 1).execute(&mut *tx).await?;
         }
+        let sql = "UPDATE module_names SET newest = (SELECT MAX(place) FROM modules WHERE name = $1) WHERE name = $1";
+        sqlx::query(sql).bind(module.name.as_str()).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(is_new)
     }

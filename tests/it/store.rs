@@ -54,7 +54,7 @@ on_each_database!(
     an_agent_that_is_gone_stays_gone,
     heartbeats_are_written_and_never_go_back,
     a_module_name_belongs_to_its_first_team,
-    an_old_version_keeps_its_place,
+    a_version_that_comes_again_is_the_newest,
     a_release_follows_the_one_that_was_expected,
     of_two_applies_at_once_one_wins,
     a_run_ends_once_with_its_records_and_its_agent,
@@ -346,20 +346,23 @@ async fn a_module_name_belongs_to_its_first_team(url: &str) {
     assert_eq!(store.bundle(&tools.name, &tools.version).await.unwrap(), Some(tools));
 }
 
-async fn an_old_version_keeps_its_place(url: &str) {
+async fn a_version_that_comes_again_is_the_newest(url: &str) {
     let store = Store::open(url).await.unwrap();
     let name = "base".parse().unwrap();
     let (one, two) = (module("base", "media", "one"), module("base", "media", "two"));
     assert_eq!(store.module_newest(&name).await.unwrap(), None);
     assert!(store.insert_module(&one).await.unwrap());
     assert!(store.insert_module(&two).await.unwrap());
+    assert!(!store.insert_module(&two).await.unwrap());
+    assert_eq!(store.module_newest(&name).await.unwrap(), Some(two.clone()));
     assert!(!store.insert_module(&one).await.unwrap());
-    assert_eq!(store.module_newest(&name).await.unwrap(), Some(two));
+    assert_eq!(store.module_newest(&name).await.unwrap(), Some(one.clone()));
+    assert_eq!(store.module_versions(&name, &page(5)).await.unwrap().items, [one, two]);
     let name = "tools".parse().unwrap();
-    for (content, is_new) in [("one", true), ("two", true), ("one", false)] {
+    for (content, is_new) in [("one", true), ("two", true), ("one", false), ("one", false)] {
         assert_eq!(store.insert_bundle(&bundle("tools", "media", content)).await.unwrap(), is_new);
     }
-    assert_eq!(store.bundle_newest(&name).await.unwrap(), Some(bundle("tools", "media", "two")));
+    assert_eq!(store.bundle_newest(&name).await.unwrap(), Some(bundle("tools", "media", "one")));
 }
 
 async fn a_release_follows_the_one_that_was_expected(url: &str) {
