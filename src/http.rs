@@ -23,8 +23,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse as _;
-use axum::serve::ListenerExt as _;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 use tower_http::request_id::PropagateRequestIdLayer;
 use tower_http::trace::TraceLayer;
@@ -33,7 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::http::problem::Fault;
-use crate::limits::{REQUEST_TIMEOUT, TCP_KEEPALIVE};
+use crate::limits::{ACCEPT_PAUSE, CONNECTION_IDLE_MAX, REQUEST_TIMEOUT, TCP_KEEPALIVE};
 use crate::provision::Provision;
 use crate::roster::Roster;
 use crate::shelf::Shelf;
@@ -203,28 +207,60 @@ async fn in_time(request: axum::extract::Request, next: axum::middleware::Next) 
 
 /// Serves until the token is cancelled, then lets what is under way end, for a while.
 ///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: tokio::net::TcpListener, app: App, grace: Duration) -> std::io::Result<()> {
+/// A connection that brings no request for [`CONNECTION_IDLE_MAX`] is closed: agents keep theirs between polls, and one of a machine that was
+/// switched off says no farewell.
+pub async fn serve(listener: TcpListener, app: App, grace: Duration) {
     let ending = app.ending.clone();
-    let listener = listener.tap_io(|stream| {
-        // A call's small frames would otherwise wait for the other side's acknowledgements.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection delays its small packets");
-        }
-        // A machine that was switched off says no farewell, and agents keep their connections between polls.
-        let kept_alive = set_socket_keepalive(&*stream, true).and_then(|()| set_tcp_keepidle(&*stream, TCP_KEEPALIVE));
-        if let Err(error) = kept_alive {
-            tracing::debug!(%error, "a connection is not looked after");
-        }
+    let router = router(app);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(CONNECTION_IDLE_MAX);
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            () = ending.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Too many open files, say: those that are open go on, and some of them will be closed.
+                    tracing::error!(%error, "a connection can not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        attend_to(&stream);
+        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())).with_upgrades();
+        let ending = ending.clone();
+        connections.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = ending.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+        tracing::warn!("connections are cut off: what they asked for did not end within {grace:?}");
+    }
+}
+
+/// What the machine is to do for a connection.
+fn attend_to(stream: &TcpStream) {
+    // A call's small frames would otherwise wait for the other side's acknowledgements; and a session of a machine that was switched off
+    // would be noticed by its silence alone.
+    let set = stream.set_nodelay(true).and_then(|()| {
+        set_socket_keepalive(stream, true)?;
+        Ok(set_tcp_keepidle(stream, TCP_KEEPALIVE)?)
     });
-    let server = axum::serve(listener, router(app).into_make_service()).with_graceful_shutdown(ending.clone().cancelled_owned());
-    let overdue = async {
-        ending.cancelled().await;
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        served = server.into_future() => served,
-        () = overdue => Ok(()),
+    if let Err(error) = set {
+        tracing::debug!(%error, "a connection is not set up as it should be");
     }
 }

@@ -163,6 +163,8 @@ pub const EXEC_LINGER_MAX: Duration = Duration::from_secs(1);
 pub const EXEC_PIECE_BYTES: usize = 64 * 1024;
 /// How deep the directories are that a call removes.
 pub const REMOVE_DEPTH_MAX: usize = 128;
+/// Bytes of a secret, or of a line of it, from which on it is cut from what comes back: cutting shorter ones would cut half of every text.
+pub const REDACTED_BYTES_MIN: usize = 4;
 /// Bytes in a secret.
 pub const SECRET_BYTES_MAX: usize = 64 * 1024;
 
@@ -186,6 +188,10 @@ pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
 pub const RECONNECT_MAX: Duration = Duration::from_secs(60);
 /// Within what time agents whose session was lost ask for another, spread at random: they may be all that there are.
 pub const SESSION_AGAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection may bring no request, or a request may take to bring its head. Longer than the usual pause between two polls.
+pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(120);
+/// The pause after a connection could not be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After how long without a word the machine asks whether the other side of a connection is there still.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::AgentState;
 use crate::credential::new_id;
 use crate::journal::{self, now_us};
-use crate::limits::{LAUNCH_MAX, LOOKS_AT_ONCE, STORE_RETRY};
+use crate::limits::{LAUNCH_MAX, LOOKS_AT_ONCE, REDACTED_BYTES_MIN, STORE_RETRY};
 use crate::link::Link as _;
 use crate::link::session::Session;
 use crate::machine::{CallError, Command};
@@ -331,7 +331,7 @@ impl Provision {
                         row.state = AgentState::Failed;
                         row.releases.clear();
                         row.retry_at_us = Some(now_us() + outcome::pause_us(row.attempt));
-                        format!("`{}` can not be launched: {error}", command.program)
+                        format!("`{}` can not be launched: {}", command.program, without_values(error.to_string(), command))
                     }
                 })
             })
@@ -483,6 +483,16 @@ impl Provision {
 /// Whether nothing is to be done for an agent in this state, until somebody changes it.
 fn halted(state: AgentState) -> bool {
     matches!(state, AgentState::Gone | AgentState::Lost | AgentState::Quarantined | AgentState::Draining)
+}
+
+/// What an agent says of a command, without the values of the command's variables: some are secrets.
+fn without_values(mut text: String, command: &Command) -> String {
+    let values =
+        command.env.iter().flat_map(|(name, value)| std::iter::once(value.as_str()).chain(value.lines()).map(move |part| (name, part)));
+    for (name, value) in values.filter(|(_, value)| value.len() >= REDACTED_BYTES_MIN) {
+        text = text.replace(value, &format!("[{name}]"));
+    }
+    text
 }
 
 fn microseconds(us: i64) -> Duration {

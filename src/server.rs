@@ -44,7 +44,7 @@ pub struct Server {
     /// Whether this start made it.
     pub admin_token_is_new: bool,
     ending: CancellationToken,
-    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    serving: tokio::task::JoinHandle<()>,
     store: Store,
     roster: Arc<Roster>,
     sandbox: Arc<Sandbox>,
@@ -127,7 +127,7 @@ impl Server {
     /// When serving had failed, or the last heartbeats can not be written.
     pub async fn stop(self) -> Result<(), Failure> {
         self.ending.cancel();
-        self.serving.await??;
+        self.serving.await?;
         self.sandbox.close().await;
         self.roster.flush_heartbeats().await?;
         self.store.close().await;
@@ -138,9 +138,12 @@ impl Server {
 /// Makes the data directory, which nobody else may look into.
 fn open_data(path: &Path) -> Result<Dir, Failure> {
     use std::os::unix::fs::DirBuilderExt as _;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| format!("can not make the data directory {}: {error}", path.display()))?;
-    Ok(Dir::open_ambient_dir(path, ambient_authority())?)
+    use std::os::unix::fs::PermissionsExt as _;
+    let failed = |error: std::io::Error| format!("can not use {} as the data directory: {error}", path.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    // One that was there may be anybody's to look into.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    Ok(Dir::open_ambient_dir(path, ambient_authority()).map_err(failed)?)
 }
 
 /// Keeps a second server out of the data directory. The lock goes with the process.

@@ -115,6 +115,9 @@ impl Store {
         };
         let mut options: AnyConnectOptions = url.parse()?;
         let pool = AnyPoolOptions::new().max_connections(STORE_CONNECTIONS_MAX).acquire_timeout(STORE_WAIT_MAX);
+        // SQLite ends a transaction by itself when the disk is full or fails, and the driver goes on counting it: such a connection would
+        // begin no other one.
+        let pool = pool.before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
         let (read, write) = match dialect {
             Dialect::Sqlite => {
                 options.database_url.query_pairs_mut().append_pair("mode", "rwc");
@@ -133,13 +136,13 @@ impl Store {
         Ok(Self { read, write, dialect })
     }
 
-    /// Asks the database for a sign of life.
+    /// Asks the database for a sign of life: whether it can be read, and be written to as far as that can be asked without writing.
     ///
     /// # Errors
     /// The database can not be reached.
     pub async fn ping(&self) -> Result<()> {
         sqlx::query("SELECT 1").fetch_one(&self.read).await?;
-        Ok(())
+        Ok(self.begin().await?.rollback().await?)
     }
 
     /// Closes every connection, once what is under way has ended. Later calls fail.

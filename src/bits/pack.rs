@@ -153,6 +153,8 @@ enum State {
 pub struct Unpacker<S> {
     decoder: Decoder<'static>,
     output: Vec<u8>,
+    /// Whether the last output filled its buffer, so that there may be more without any more input.
+    full: bool,
     frame_ended: bool,
     state: State,
     sink: S,
@@ -166,14 +168,24 @@ impl<S: Sink> Unpacker<S> {
     pub fn new(sink: S) -> Result<Self, PackError<S::Error>> {
         let mut decoder = Decoder::new().map_err(PackError::Zstd)?;
         decoder.set_parameter(DParameter::WindowLogMax(PACK_WINDOW_LOG_MAX)).map_err(PackError::Zstd)?;
-        Ok(Self { decoder, output: vec![0; OUTPUT_BYTES], frame_ended: false, state: State::Mark, sink })
+        Ok(Self { decoder, output: vec![0; OUTPUT_BYTES], full: false, frame_ended: false, state: State::Mark, sink })
     }
 
     /// Takes the next bytes of the stream, however it was cut.
     ///
     /// # Errors
     /// If the stream is not a pack, a content is not what it says to be, or the sink fails. After an error there is no going on.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), PackError<S::Error>> {
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), PackError<S::Error>> {
+        while self.feed_some(&mut bytes)? {}
+        Ok(())
+    }
+
+    /// Takes bytes off the front of a piece of the stream, as many as fill one buffer of what they unpack to: few bytes can stand for very
+    /// many. Answers whether there is more to be had.
+    ///
+    /// # Errors
+    /// As [`feed`](Self::feed).
+    pub fn feed_some(&mut self, bytes: &mut &[u8]) -> Result<bool, PackError<S::Error>> {
         let fed = self.decompress(bytes);
         if fed.is_err() {
             self.state = State::Refused;
@@ -194,24 +206,24 @@ impl<S: Sink> Unpacker<S> {
         if self.frame_ended && matches!(self.state, State::Ended) { Ok(self.sink) } else { Err(PackError::Truncated) }
     }
 
-    fn decompress(&mut self, mut bytes: &[u8]) -> Result<(), PackError<S::Error>> {
+    fn decompress(&mut self, bytes: &mut &[u8]) -> Result<bool, PackError<S::Error>> {
         if matches!(self.state, State::Refused) {
             return Err(PackError::Trailing);
         }
-        let mut full = false;
-        while !bytes.is_empty() || full {
-            if self.frame_ended {
-                return if bytes.is_empty() { Ok(()) } else { Err(PackError::Trailing) };
-            }
-            let mut output = std::mem::take(&mut self.output);
-            let status = self.decoder.run_on_buffers(bytes, &mut output).map_err(PackError::Zstd)?;
-            self.frame_ended = status.remaining == 0;
-            bytes = bytes.get(status.bytes_read..).unwrap_or_default();
-            full = status.bytes_written == output.len();
-            self.records(output.get(..status.bytes_written).unwrap_or_default())?;
-            self.output = output;
+        if bytes.is_empty() && !self.full {
+            return Ok(false);
         }
-        Ok(())
+        if self.frame_ended {
+            return if bytes.is_empty() { Ok(false) } else { Err(PackError::Trailing) };
+        }
+        let mut output = std::mem::take(&mut self.output);
+        let status = self.decoder.run_on_buffers(bytes, &mut output).map_err(PackError::Zstd)?;
+        self.frame_ended = status.remaining == 0;
+        *bytes = bytes.get(status.bytes_read..).unwrap_or_default();
+        self.full = status.bytes_written == output.len();
+        self.records(output.get(..status.bytes_written).unwrap_or_default())?;
+        self.output = output;
+        Ok(!bytes.is_empty() || self.full)
     }
 
     fn records(&mut self, mut bytes: &[u8]) -> Result<(), PackError<S::Error>> {

@@ -17,7 +17,7 @@ use crate::http::access::Person;
 use crate::http::problem::Fault;
 use crate::http::receive::{Asked, Name, Names, Paging, Pieces, body, json, page};
 use crate::journal::now_us;
-use crate::limits::{BLOB_PART_BYTES, CONTENTS_STORED_AT_ONCE, DIGESTS_ASKED_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX};
+use crate::limits::{BLOB_PART_BYTES, BUNDLE_ENTRIES_MAX, CONTENTS_STORED_AT_ONCE, DIGESTS_ASKED_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX};
 use crate::names::{BundleName, Digest, TeamName};
 use crate::store::blobs::{BlobError, BlobWriter, Blobs};
 use crate::store::bundles::BundleRow;
@@ -65,8 +65,9 @@ pub(crate) async fn contents(State(app): State<App>, _person: Person, content: B
     let mut storing = Storing::new(app.blobs.clone());
     while let Some(piece) = pieces.next().await? {
         // A little at a time: what it unpacks to waits in memory.
-        for part in piece.chunks(FED_BYTES) {
-            unpacker.feed(part).map_err(|error| broken(&error))?;
+        let (mut left, mut more) = (piece.as_ref(), true);
+        while more {
+            more = unpacker.feed_some(&mut left).map_err(|error| broken(&error))?;
             storing.store(unpacker.sink().take()).await?;
         }
     }
@@ -74,9 +75,6 @@ pub(crate) async fn contents(State(app): State<App>, _person: Person, content: B
     storing.store(events.take()).await?;
     Ok(axum::Json(storing.finish().await?))
 }
-
-/// Compressed bytes that are unpacked at once.
-const FED_BYTES: usize = 4 * 1024;
 
 /// What a pack unpacked to, waiting to be stored.
 #[derive(Default)]
@@ -120,6 +118,7 @@ struct Storing {
     blobs: Blobs,
     writing: Writing,
     small: JoinSet<Result<(), BlobError>>,
+    begun: usize,
     stored: ContentsStored,
 }
 
@@ -131,7 +130,7 @@ enum Writing {
 
 impl Storing {
     fn new(blobs: Blobs) -> Self {
-        Self { blobs, writing: Writing::Nothing, small: JoinSet::new(), stored: ContentsStored { stored: 0, bytes: 0 } }
+        Self { blobs, writing: Writing::Nothing, small: JoinSet::new(), begun: 0, stored: ContentsStored { stored: 0, bytes: 0 } }
     }
 
     async fn store(&mut self, events: VecDeque<Event>) -> Result<(), Fault> {
@@ -140,7 +139,15 @@ impl Storing {
                 (Event::Begin(_, size), _) if size > FILE_BYTES_MAX => {
                     return Err(Fault::too_large(format!("a file of {size} bytes; {FILE_BYTES_MAX} are allowed")));
                 }
+                (Event::Begin(..), _) if self.begun == BUNDLE_ENTRIES_MAX => {
+                    return Err(Fault::too_large(format!("more than {BUNDLE_ENTRIES_MAX} contents in one pack")));
+                }
                 (Event::Begin(digest, size), writing) => {
+                    self.begun += 1;
+                    // What is there already is passed over, as nothing would be written for all the waiting.
+                    if self.blobs.sizes(&[digest]).await?.first() == Some(&Some(size)) {
+                        continue;
+                    }
                     self.stored.bytes += size;
                     *writing = match size <= BLOB_PART_BYTES as u64 {
                         true => Writing::Small(digest, BytesMut::new()),
@@ -152,7 +159,7 @@ impl Storing {
                 (Event::Data(_), Writing::Nothing) => {}
                 (Event::End, writing) => {
                     match std::mem::replace(writing, Writing::Nothing) {
-                        Writing::Nothing => {}
+                        Writing::Nothing => continue,
                         Writing::Small(digest, content) => self.put(digest, content.freeze()).await?,
                         Writing::Large(writer) => writer.finish().await?,
                     }

@@ -14,7 +14,7 @@ use crate::api::AgentState;
 use crate::http::App;
 use crate::http::access::Caller;
 use crate::http::problem::Fault;
-use crate::limits::{SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
+use crate::limits::{NAME_BYTES_MAX, SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
 use crate::link::frames::{FromAgent, Launched, Message, PROTOCOL, decode};
 use crate::link::session::{Event, Session};
 use crate::roster::{Agent, Why};
@@ -76,6 +76,7 @@ async fn greet(stream: &mut SplitStream<WebSocket>) -> Result<Launched, String> 
     match decode(&text) {
         Ok(FromAgent::Hello { protocol: PROTOCOL, launched, .. }) => Ok(launched),
         Ok(FromAgent::Hello { protocol, version, .. }) => {
+            let version = version.get(..version.floor_char_boundary(NAME_BYTES_MAX)).unwrap_or_default().escape_default();
             Err(format!("muster-agent {version} speaks session protocol {protocol}, this server {PROTOCOL}"))
         }
         Ok(_) => Err("it did not begin with a greeting".into()),
@@ -116,7 +117,7 @@ async fn on_event(app: &App, agent: &Arc<Agent>, event: Event) {
     match event {
         Event::Launched(launched) => {
             if let Launched::Exited { status, restarts, .. } = &launched {
-                tracing::info!(agent = %agent.name(), status, restarts, "what agent {} launched ended with status {status}", agent.name());
+                tracing::debug!(agent = %agent.name(), status, restarts, "what agent {} launched ended with status {status}", agent.name());
             }
             agent.launched(launched);
         }

@@ -3,7 +3,7 @@
 //! The transport is somebody else's: messages go out through a bounded channel, and what comes in is given to [`Session::receive`], which
 //! waits when a call is slow to take its data. So a slow agent slows its own run and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -327,6 +327,7 @@ impl Link for Session {
         sender.all(&manifest).await?;
         let contents = bundle.manifest.contents();
         let mut wanted = Vec::new();
+        let mut named = HashSet::new();
         let mut partial = Vec::new();
         loop {
             match open.next().await? {
@@ -335,10 +336,11 @@ impl Link for Session {
                     let whole = partial.len() - partial.len() % 4;
                     for index in partial.drain(..whole).collect::<Vec<_>>().chunks_exact(4) {
                         let index = index.try_into().map(u32::from_le_bytes).map_err(|_| odd())?;
+                        // Each once: otherwise an agent could have the same bytes sent without end.
+                        if !named.insert(index) {
+                            return Err(odd());
+                        }
                         wanted.push(*contents.get(index as usize).ok_or_else(odd)?);
-                    }
-                    if wanted.len() > contents.len() {
-                        return Err(odd());
                     }
                 }
                 Incoming::Needed => break,

@@ -35,7 +35,7 @@ pub enum AdmissionError {
     #[error("the token does not allow the labels {0}")]
     Labels(String),
     /// Another agent of that name lives.
-    #[error("the name `{0}` is held by an agent that lives")]
+    #[error("the name `{0}` is held by an agent that lives, or that is not this token's to replace")]
     Taken(String),
     /// It goes by another name than the credential's.
     #[error("the credential is that of agent `{0}`; an agent that goes by another name registers anew with its join token")]
@@ -104,14 +104,15 @@ impl Roster {
         let key_hash = key.map(|key| Digest::of(key.as_bytes()).to_string());
         let before = self.by_name(&claims.name);
         if let Some(agent) = &before {
-            let (state, known_key) = {
+            let (state, team, labels, known_key) = {
                 let live = agent.live();
-                (live.row.state, live.row.registration_key_hash.clone())
+                (live.row.state, live.row.team.clone(), live.row.labels.clone(), live.row.registration_key_hash.clone())
             };
             if key_hash.is_some() && known_key == key_hash {
                 return self.admit_again(agent, token, claims).await;
             }
-            if state != AgentState::Lost {
+            // The name of a lost one is for those to take who could have had it: its own team, with a token for all of its labels.
+            if state != AgentState::Lost || team != token.team || allowed(&labels, &token.labels).is_err() {
                 return Err(AdmissionError::Taken(claims.name.to_string()));
             }
         } else if self.agents().by_id.len() >= AGENTS_MAX {
@@ -272,6 +273,7 @@ impl Roster {
             allowed(&claims.labels, &token_labels(row.token_id.clone()).await?)?;
         }
         let restarted = claims.instance != before.instance;
+        let relabelled = claims.labels != row.labels;
         let text = kept(&claims)?;
         let labels = claims.labels.clone();
         self.change(agent, |row| {
@@ -294,7 +296,15 @@ impl Roster {
         if restarted {
             self.end_former_life(agent);
         }
-        self.wake(agent, if restarted { Why::Restarted } else { Why::Release("what it says of itself has changed".into()) });
+        self.wake(
+            agent,
+            match (restarted, relabelled) {
+                (true, _) => Why::Restarted,
+                (false, true) => Why::Release("its labels have changed".into()),
+                // A pause after a failure is not cut short by what an agent says.
+                (false, false) => Why::Heard,
+            },
+        );
         Ok(())
     }
 

@@ -426,7 +426,8 @@ impl Gate {
         if let Ok(change) = &result {
             let counts = &mut self.counts;
             counts.bytes_sent = counts.bytes_sent.saturating_add(change.bytes_sent);
-            counts.bytes_saved = counts.bytes_saved.saturating_add(change.bytes.saturating_sub(change.bytes_sent));
+            // The bundle's own bytes: what the agent says of them is what it likes.
+            counts.bytes_saved = counts.bytes_saved.saturating_add(bundle.manifest.bytes().saturating_sub(change.bytes_sent));
         }
         self.close_change(&format!("{verb} {} to {destination}", bundle.name), result)
     }

@@ -147,6 +147,47 @@ async fn the_name_of_a_lost_agent_can_be_taken_and_the_lost_one_is_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_a_lost_agent_is_not_another_teams_to_take() {
+    let house = House::start().await;
+    let joining = async |team: &str, labels: &[&str]| {
+        let token = house.token(json!({"kind": "join", "team": team, "labels": labels})).await;
+        house.client(Some(&token))
+    };
+    joining("media", &["linux"]).await.post("/v1/register", claims("web-1", &["linux"])).await.expect(201);
+    house.until_state("web-1", "lost").await;
+    for (team, label) in [("games", "linux"), ("media", "mac")] {
+        let refused = joining(team, &[label]).await.post("/v1/register", claims("web-1", &[label])).await;
+        assert_eq!(refused.problem(409)["code"], "name-taken");
+    }
+    joining("media", &["linux", "mac"]).await.post("/v1/register", claims("web-1", &["mac"])).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_says_does_not_shorten_its_pause_after_a_failure() {
+    let house = House::plan().poll(LONG).start().await;
+    for guest in ["ok", "trap"] {
+        house.upload(guest).await;
+    }
+    house.apply("linux", json!({"team": TEAM, "module": "trap"})).await;
+    house.apply("mac", json!({"team": TEAM, "module": "ok"})).await;
+    let agent = house.agent_process("web-1", &["linux", "mac"]).await;
+    let failed = house.until_state("web-1", "failed").await;
+    let own = house.client(Some(std::fs::read_to_string(agent.root.join(".muster/credential")).unwrap().trim()));
+    let mut said = claims("web-1", &["linux", "mac"]);
+    (said["root"], said["instance"]) = (json!(agent.root), failed["agent"]["instance"].clone());
+    // The first says another instance than the program did; the others only that something else has changed.
+    own.post("/v1/register", said.clone()).await.expect(200);
+    let before =
+        house.until_agent("web-1", |detail| detail["runs"].as_array().unwrap().len() == 2 && detail["agent"]["state"] == "failed").await;
+    for at in 0..20 {
+        said["attributes"] = json!({"at": at.to_string()});
+        own.post("/v1/register", said.clone()).await.expect(200);
+    }
+    let after = house.until_agent("web-1", |detail| detail["agent"]["attributes"]["at"] == "19").await;
+    assert_eq!(after["runs"].as_array().unwrap().len(), before["runs"].as_array().unwrap().len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_stays_away_is_gone_and_its_name_free() {
     let house = House::plan().lost_kept_seconds(0).start().await;
     let agent = house.register("web-1", &["linux"]).await;

@@ -2,11 +2,8 @@
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
-use crate::limits::{LOG_LINE_BYTES_MAX, SECRET_BYTES_MAX};
+use crate::limits::{LOG_LINE_BYTES_MAX, REDACTED_BYTES_MIN, SECRET_BYTES_MAX};
 use crate::names::SecretName;
-
-/// Shorter values, and shorter lines of values, are not looked for: cutting them would cut half of every text.
-const NEEDLE_BYTES_MIN: usize = 4;
 
 /// Knows the values of the secrets that a run has opened.
 ///
@@ -25,7 +22,7 @@ impl Redactor {
     pub(super) fn add<'a>(&mut self, secrets: impl IntoIterator<Item = (&'a SecretName, &'a str)>) {
         let known = self.needles.len();
         for (name, value) in secrets {
-            for part in std::iter::once(value).chain(value.lines().map(str::trim)).filter(|part| part.len() >= NEEDLE_BYTES_MIN) {
+            for part in std::iter::once(value).chain(value.lines().map(str::trim)).filter(|part| part.len() >= REDACTED_BYTES_MIN) {
                 if !self.needles.iter().any(|(needle, _)| needle == part) {
                     self.needles.push((part.to_owned(), format!("[secret {name}]")));
                 }

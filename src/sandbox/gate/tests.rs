@@ -499,7 +499,7 @@ async fn an_agent_that_answers_with_too_much_text_or_too_large_numbers_does_no_h
     let (mut counting, _records) = gate(granting("write = [\"**\"]\n"), &link, None);
     counting.push(&bundle(), "a").await.unwrap();
     counting.push(&bundle(), "b").await.unwrap();
-    assert_eq!(counting.finish().0.bytes_saved, u64::MAX);
+    assert_eq!(counting.finish().0.bytes_saved, 0, "an empty bundle has nothing to save");
     let link = Arc::new(Witness { error: Some(CallError::Other("x".repeat(4_000_000))), ..Witness::default() });
     let (mut listening, records) = gate(granting("read = [\"**\"]\n"), &link, None);
     assert!(told(listening.exists("a").await).len() < 2 * REASON_BYTES_MAX);
