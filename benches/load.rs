@@ -51,7 +51,7 @@ fn main() -> Result<(), Failure> {
     let client = Builder::new_current_thread().enable_all().build()?;
     let data = tempfile::tempdir()?;
     let config = Config { listen: loopback(), data: data.path().join("data"), ..Config::default() };
-    let server = served.block_on(Server::start(&config))?;
+    let server = served.block_on(Server::start(&config, env!("CARGO_BIN_EXE_muster").into()))?;
     let report = client.block_on(measure(&args, &server, &bare));
     served.block_on(server.stop())?;
     bare.shutdown_background();

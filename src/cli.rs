@@ -16,10 +16,12 @@ use crate::cli::output::{Output, clean};
 use crate::config::PORT;
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX};
 use crate::names::{Digest, NameError};
+use crate::sandbox::compiler::COMMAND;
 
 mod agent;
 mod bundle;
 mod client;
+mod compile;
 mod completions;
 mod demo;
 mod label;
@@ -82,6 +84,9 @@ enum Command {
     Completions(completions::Args),
     /// Prints the manual pages
     Man(completions::ManArgs),
+    /// Compiles a component for a server
+    #[command(name = COMMAND, hide = true)]
+    Compile(compile::Args),
 }
 
 /// Why a command did not do what it was asked.
@@ -113,6 +118,9 @@ pub(crate) enum CliError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// What is to be told as it is: to a program.
+    #[error("{0}")]
+    Told(String),
     /// What was to be written went nowhere.
     #[error("can not write the answer")]
     Output(#[from] std::io::Error),
@@ -133,7 +141,7 @@ impl CliError {
         match self {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Server { source, .. } => source.hint(),
-            Self::Failed { .. } | Self::Output(_) => None,
+            Self::Failed { .. } | Self::Told(_) | Self::Output(_) => None,
         }
     }
 
@@ -142,7 +150,7 @@ impl CliError {
             Self::Usage { .. } => 2,
             // Whoever read the output has seen enough: `muster agent ls | head -1`.
             Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
-            Self::Server { .. } | Self::Failed { .. } | Self::Output(_) => 1,
+            Self::Server { .. } | Self::Failed { .. } | Self::Told(_) | Self::Output(_) => 1,
         }
     }
 }
@@ -193,6 +201,7 @@ async fn act(arguments: Arguments) -> Result<(), CliError> {
         Command::Agent(command) => Box::pin(agent::run(command, &global.client()?, output)).await,
         Command::Run(command) => Box::pin(run::run(command, &global.client()?, output)).await,
         Command::Completions(args) => completions::completions(&args, Arguments::command(), output),
+        Command::Compile(args) => compile::run(args),
         Command::Man(args) => completions::man(&args, Arguments::command(), output),
     }
 }
@@ -217,6 +226,15 @@ impl Global {
             )),
         }
     }
+}
+
+/// This program, to be started anew: on Linux by what runs, as its file may have been replaced by another version.
+fn program() -> Result<PathBuf, CliError> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() {
+        return Ok(running);
+    }
+    std::env::current_exe().map_err(|error| CliError::failed("find this program's file", error))
 }
 
 /// The text of a small file that the caller named.
@@ -287,8 +305,9 @@ impl<N: std::fmt::Display> Pinned<N> {
 fn tell(error: &CliError) -> ExitCode {
     let status = error.status();
     if status != 0 {
+        let text = if let CliError::Told(text) = error { text.clone() } else { report(error) };
         // Nobody is left to be told when this can not be written.
-        anstream::stderr().write_all(report(error).as_bytes()).ok();
+        anstream::stderr().write_all(text.as_bytes()).ok();
     }
     ExitCode::from(status)
 }

@@ -62,6 +62,12 @@ pub const MODULE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const COMPILES_AT_ONCE: usize = 1;
 /// Modules that wait for their compilation; more are told to come again.
 pub const COMPILES_WAITING_MAX: usize = 16;
+/// Processor time that compiling a component may take, in seconds. A Python component takes about 30.
+pub const COMPILE_CPU_SECONDS_MAX: u64 = 180;
+/// Memory that compiling a component may take.
+pub const COMPILE_MEMORY_BYTES_MAX: u64 = 3 * 1024 * 1024 * 1024;
+/// How long compiling a component may take, on a machine that has other things to do as well.
+pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Components in a path of a bundle. Each is one open directory while the tree is walked.
 pub const TREE_DEPTH_MAX: usize = 128;
 /// Entries in a bundle.

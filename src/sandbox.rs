@@ -5,6 +5,7 @@
 //! takes time from other modules at worst, never from the server.
 
 mod bindings;
+pub mod compiler;
 mod engine;
 pub mod gate;
 mod host;

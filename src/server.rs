@@ -21,6 +21,7 @@ use crate::provision::Provision;
 use crate::reconcile;
 use crate::roster::{Roster, Settings};
 use crate::sandbox::Sandbox;
+use crate::sandbox::compiler::Compiler;
 use crate::shelf::Shelf;
 use crate::store::Store;
 use crate::store::blobs::Blobs;
@@ -53,11 +54,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server: opens the store, ends what an earlier life left, and listens.
+    /// Starts a server: opens the store, ends what an earlier life left, and listens. `program` is `muster`, which compiles what is uploaded.
     ///
     /// # Errors
     /// When something that it needs can not be had; each says what.
-    pub async fn start(config: &Config) -> Result<Self, Failure> {
+    pub async fn start(config: &Config, program: PathBuf) -> Result<Self, Failure> {
         let data = open_data(&config.data)?;
         let lock = lock(&config.data)?;
         // Before anything is made: a first start that finds its address taken is still the first start the next time.
@@ -77,7 +78,7 @@ impl Server {
         // The engine does not make the directory of its cache by itself when it is told where.
         data.create_dir_all("compiled")?;
         let cache = std::path::absolute(config.data.join("compiled"))?;
-        let sandbox = Arc::new(Sandbox::new(Some(cache), config.runs.at_once)?);
+        let sandbox = Arc::new(Sandbox::new(Some(Compiler { program, cache }), config.runs.at_once)?);
         let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), Arc::clone(&sandbox)).await?);
         let settings =
             Settings { poll: config.register.poll_interval(), lost_kept: config.register.lost_kept(), sessions_max: config.sessions.max };

@@ -364,7 +364,7 @@ impl Shelf {
             return Ok(module);
         }
         let bytes = self.blobs.get(&digest, MODULE_BYTES_MAX).await?;
-        let module = self.sandbox.compile(bytes).await?;
+        let module = self.sandbox.compile_known(bytes).await?;
         self.keep(module.clone());
         Ok(module)
     }

@@ -19,7 +19,7 @@ use crate::api::{Agent, AgentState, Applied, Bundle, Explanation, Module, Run, T
 use crate::cli::bundle::push::push;
 use crate::cli::client::Client;
 use crate::cli::output::Output;
-use crate::cli::{CliError, doing};
+use crate::cli::{CliError, doing, program};
 use crate::config::Config;
 use crate::limits::{DEMO_STEP_MAX, STOP_GRACE};
 use crate::machine::root::Root;
@@ -102,7 +102,9 @@ impl Demo<'_> {
     async fn show(&mut self, keep: bool, signals: &mut Signals) -> Result<(), CliError> {
         let config = Config { data: self.directory.join("server"), listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
         let config = Config { register: crate::config::Register { poll_seconds: 0.5, ..config.register.clone() }, ..config };
-        let server = Server::start(&config).await.map_err(|error| CliError::Failed { what: "start the server".into(), source: error })?;
+        let server = Server::start(&config, program()?)
+            .await
+            .map_err(|error| CliError::Failed { what: "start the server".into(), source: error })?;
         let url = format!("http://{}", server.address);
         self.done(format!("a server runs at {url}"))?;
         let token = std::fs::read_to_string(&server.admin_token).map_err(|error| CliError::failed("read the admin's token", error))?;

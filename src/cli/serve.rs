@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::agent::Signals;
-use crate::cli::CliError;
+use crate::cli::{CliError, program};
 use crate::config::Config;
 use crate::server::{Failure, Server};
 use crate::telemetry::{LogFormat, start_log};
@@ -49,7 +49,7 @@ pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     config.listen = args.listen.unwrap_or(config.listen);
     raise_descriptors();
     let mut signals = Signals::new().map_err(|error| failed("listen for signals")(error.into()))?;
-    let server = Server::start(&config).await.map_err(failed("start the server"))?;
+    let server = Server::start(&config, program()?).await.map_err(failed("start the server"))?;
     if server.admin_token_is_new {
         let path = server.admin_token.display();
         eprintln!("This first start made an admin's token in {path}; use it with `--token-file {path}`.");

@@ -163,6 +163,7 @@ impl From<CompileError> for Fault {
         match &error {
             CompileError::Inspect(_) | CompileError::Component(_) => Self::unprocessable("not-a-module", error.to_string())
                 .with_hint("a module is a component that implements the world `muster:provision/provisioner`"),
+            CompileError::TooCostly => Self::unprocessable("too-costly", error.to_string()).with_hint("smaller functions compile faster"),
             CompileError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()).later(5),
             CompileError::BrokeDown => Self::internal("the compilation broke down"),
         }

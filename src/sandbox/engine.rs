@@ -9,20 +9,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, PoolingAllocationConfig, Store, Trap};
 use wasmtime_wasi::{ResourceTableError, WasiCtxBuilder};
 
 use crate::limits::{
-    COMPILES_AT_ONCE, COMPILES_WAITING_MAX, EPOCH_TICK, EXEC_LINGER_MAX, HANDLES_MAX, HOSTCALL_BYTES_MAX, MODULE_CORE_INSTANCES_MAX,
-    MODULE_MEMORIES_MAX, MODULE_TABLES_MAX, RANDOM_BYTES_MAX, RUN_MEMORY_MIB_MAX, RUN_PAGES_KEPT_BYTES, TABLE_ELEMENTS_MAX,
-    WASM_STACK_BYTES_MAX,
+    COMPILE_CPU_SECONDS_MAX, COMPILE_MEMORY_BYTES_MAX, COMPILES_AT_ONCE, COMPILES_WAITING_MAX, EPOCH_TICK, EXEC_LINGER_MAX, HANDLES_MAX,
+    HOSTCALL_BYTES_MAX, MODULE_CORE_INSTANCES_MAX, MODULE_MEMORIES_MAX, MODULE_TABLES_MAX, RANDOM_BYTES_MAX, RUN_MEMORY_MIB_MAX,
+    RUN_PAGES_KEPT_BYTES, TABLE_ELEMENTS_MAX, WASM_STACK_BYTES_MAX,
 };
 use crate::machine::Command;
 use crate::names::Digest;
 use crate::sandbox::bindings::exports::muster::provision::provisioning::Refusal;
 use crate::sandbox::bindings::{Provisioner, ProvisionerPre};
+use crate::sandbox::compiler::Compiler;
 use crate::sandbox::gate::{Counts, Gate, RunInputs};
 use crate::sandbox::host::Guest;
 use crate::sandbox::inspect::{About, InspectError, inspect};
@@ -38,6 +40,8 @@ pub struct Sandbox {
     waiting: Arc<Semaphore>,
     running: Arc<Semaphore>,
     guests: Option<tokio::runtime::Runtime>,
+    compiler: Option<Compiler>,
+    closing: CancellationToken,
 }
 
 /// A module, compiled and linked: ready to run. Cheap to clone; what was compiled is freed with the last one.
@@ -80,6 +84,12 @@ pub enum CompileError {
     /// It does not compile, or does not link: an import or the export has another type than the contract says.
     #[error("the component can not be used as a module: {0}")]
     Component(String),
+    /// The compiler takes too much for it.
+    #[error(
+        "the component takes more than {COMPILE_CPU_SECONDS_MAX} s of processor time, or {} MiB of memory, to be compiled",
+        COMPILE_MEMORY_BYTES_MAX / 1024 / 1024
+    )]
+    TooCostly,
     /// Too many components wait for their compilation.
     #[error("{COMPILES_WAITING_MAX} components wait to be compiled already")]
     Busy,
@@ -100,12 +110,14 @@ pub struct Outcome {
 }
 
 impl Sandbox {
-    /// Starts the engine, with compiled modules kept in `cache` and at most `runs_at_once` runs.
+    /// Starts the engine, with at most `runs_at_once` runs. With a compiler, components are compiled by it, and kept compiled in its cache;
+    /// without one, in this process.
     ///
     /// # Errors
     /// When the engine does not start, even without its pool of memories.
-    pub fn new(cache: Option<PathBuf>, runs_at_once: u32) -> Result<Self, SandboxError> {
-        let engine = engine(cache, runs_at_once).map_err(|error| SandboxError::Engine(format!("{error:#}")))?;
+    pub fn new(compiler: Option<Compiler>, runs_at_once: u32) -> Result<Self, SandboxError> {
+        let engine = engine(compiler.as_ref().map(|compiler| compiler.cache.clone()), runs_at_once)
+            .map_err(|error| SandboxError::Engine(format!("{error:#}")))?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)
             .and_then(|()| Provisioner::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest))
@@ -127,18 +139,36 @@ impl Sandbox {
             waiting: Arc::new(Semaphore::new(COMPILES_WAITING_MAX)),
             running: Arc::new(Semaphore::new(runs_at_once as usize)),
             guests: Some(guests),
+            compiler,
+            closing: CancellationToken::new(),
         })
     }
 
-    /// Inspects, compiles and links a component.
+    /// Inspects, compiles and links a component that may be anything.
     ///
     /// # Errors
     /// When it is no module that this server can run, with a sentence for its author.
     pub async fn compile(&self, bytes: Bytes) -> Result<Module, CompileError> {
-        let about = inspect(&bytes)?;
+        inspect(&bytes)?;
         let Ok(_waiting) = Arc::clone(&self.waiting).try_acquire_owned() else {
             return Err(CompileError::Busy);
         };
+        if let Some(compiler) = &self.compiler {
+            let Ok(_permit) = self.compiling.acquire().await else { return Err(CompileError::BrokeDown) };
+            tokio::select! {
+                compiled = compiler.compile(&bytes) => compiled?,
+                () = self.closing.cancelled() => return Err(CompileError::Busy),
+            }
+        }
+        self.compile_known(bytes).await
+    }
+
+    /// Compiles and links a component that was compiled before, and is known not to take too much for it.
+    ///
+    /// # Errors
+    /// When it is no module that this server can run.
+    pub async fn compile_known(&self, bytes: Bytes) -> Result<Module, CompileError> {
+        let about = inspect(&bytes)?;
         let Ok(permit) = Arc::clone(&self.compiling).acquire_owned().await else {
             return Err(CompileError::BrokeDown);
         };
@@ -165,6 +195,7 @@ impl Sandbox {
     /// Compiles nothing any more, and waits for what is being compiled: it writes to the cache.
     pub async fn close(&self) {
         self.waiting.close();
+        self.closing.cancel();
         // What waits for its turn is turned away, what has it is waited for.
         let all = u32::try_from(COMPILES_AT_ONCE).unwrap_or(u32::MAX);
         drop(self.compiling.acquire_many(all).await);
@@ -203,7 +234,8 @@ impl Drop for Sandbox {
     }
 }
 
-fn engine(cache: Option<PathBuf>, runs_at_once: u32) -> wasmtime::Result<Engine> {
+/// What compiled code depends on.
+pub(super) fn config(cache: Option<PathBuf>) -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config.epoch_interruption(true);
     config.concurrency_support(false);
@@ -215,6 +247,11 @@ fn engine(cache: Option<PathBuf>, runs_at_once: u32) -> wasmtime::Result<Engine>
         settings.with_directory(directory);
         config.cache(Some(Cache::new(settings)?));
     }
+    Ok(config)
+}
+
+fn engine(cache: Option<PathBuf>, runs_at_once: u32) -> wasmtime::Result<Engine> {
+    let config = config(cache)?;
     let memory_bytes = RUN_MEMORY_MIB_MAX as usize * 1024 * 1024;
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(runs_at_once);

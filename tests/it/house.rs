@@ -23,6 +23,11 @@ const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// The team of what the fixture makes, unless a test says otherwise.
 pub(crate) const TEAM: &str = "media";
 
+/// The program that compiles what is uploaded.
+fn muster_program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_muster"))
+}
+
 /// A server and its directory.
 pub(crate) struct House {
     _directory: TempDir,
@@ -62,7 +67,7 @@ impl Plan {
         let directory = TempDir::new().unwrap();
         let mut config = self.config;
         config.data = directory.path().join("data");
-        let server = Server::start(&config).await.unwrap();
+        let server = Server::start(&config, muster_program()).await.unwrap();
         // So that it is found again after a restart.
         config.listen = server.address;
         let secret = std::fs::read_to_string(&server.admin_token).unwrap();
@@ -97,7 +102,7 @@ impl House {
     /// Stops the server and starts it again, on the same directory and port.
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
-        self.server = Some(Server::start(&self.config).await.unwrap());
+        self.server = Some(Server::start(&self.config, muster_program()).await.unwrap());
     }
 
     /// Stops the server.

@@ -12,6 +12,7 @@ use muster::limits::RUN_LOG_LINES_MAX;
 use muster::link::Link;
 use muster::machine::{CallError, Change, Command, Output, Stream, SyncMode};
 use muster::policy::{LabelPolicy, parse_file};
+use muster::sandbox::compiler::Compiler;
 use muster::sandbox::{CompileError, Module, Outcome, Registration, RunInputs, Sandbox, Verdict};
 use tokio::sync::Notify;
 
@@ -323,4 +324,52 @@ async fn a_module_knows_what_it_is() {
     assert_eq!(module.digest(), muster::names::Digest::of(&bytes));
     assert_eq!(module.about().world.as_deref(), Some("muster:provision/provisioner@0.1.0"));
     assert!(module.about().imports.contains(&"muster:provision/agent@0.1.0".to_owned()));
+}
+
+fn compiled_files(cache: &std::path::Path) -> usize {
+    let below = |directory: std::path::PathBuf| std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let (mut waiting, mut files) = (vec![cache.to_owned()], 0);
+    while let Some(directory) = waiting.pop() {
+        for path in below(directory) {
+            match path.is_dir() {
+                true => waiting.push(path),
+                // What the engine notes of a file's use stands beside it.
+                false => files += usize::from(path.extension().is_none()),
+            }
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn what_a_process_of_its_own_compiled_is_found_and_not_compiled_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let compiler = |program: &str| Some(Compiler { program: program.into(), cache: cache.path().to_owned() });
+    let component = Bytes::from(crate::guests::component("ok"));
+    let sandbox = Sandbox::new(compiler(env!("CARGO_BIN_EXE_muster")), 1).unwrap();
+    sandbox.compile(component.clone()).await.unwrap();
+    let files = compiled_files(cache.path());
+    assert!(files > 0);
+    Sandbox::new(compiler("/no/such"), 1).unwrap().compile_known(component.clone()).await.unwrap();
+    assert_eq!(compiled_files(cache.path()), files, "the server compiles with other settings than its compiler");
+
+    let mut broken = component.to_vec();
+    let code = broken.windows(2).rposition(|bytes| bytes == [0x0b, 0x0b]).unwrap_or(broken.len() - 40);
+    broken[code] = 0xff;
+    let refused = sandbox.compile(broken.into()).await.err().unwrap();
+    assert!(matches!(refused, CompileError::Component(_) | CompileError::Inspect(_)), "{refused}");
+    assert!(matches!(Sandbox::new(compiler("/no/such"), 1).unwrap().compile(component).await, Err(CompileError::BrokeDown)));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_compilation_that_is_ended_is_told_as_one_that_takes_too_much() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("compiler");
+    std::fs::write(&program, "#!/bin/sh\nkill -XCPU $$\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let sandbox = Sandbox::new(Some(Compiler { program, cache: directory.path().join("cache") }), 1).unwrap();
+    let refused = sandbox.compile(Bytes::from(crate::guests::component("ok"))).await.err().unwrap();
+    assert!(matches!(refused, CompileError::TooCostly), "{refused}");
 }
