@@ -10,7 +10,8 @@ use crate::bits::manifest::Manifest;
 use crate::cli::bundle::difference::{Difference, Mark};
 use crate::cli::client::{Client, ClientError};
 use crate::cli::output::Output;
-use crate::cli::{CliError, Pinned, doing};
+use crate::cli::pinned::Pinned;
+use crate::cli::{CliError, doing};
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::names::{BundleName, TeamName};
 

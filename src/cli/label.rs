@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::api::{Applied, Label, Release, Rollback, Swap};
 use crate::cli::client::Client;
 use crate::cli::output::{Output, counts};
-use crate::cli::{CliError, HEADING, Pinned, doing, read_text};
+use crate::cli::pinned::Pinned;
+use crate::cli::{CliError, HEADING, doing, read_text};
 use crate::names::{LabelName, ModuleName};
 use crate::policy::{LabelPolicy, ModuleRef, differences, parse_file};
 

@@ -11,7 +11,7 @@ use crate::credential::{Credential, Holder};
 use crate::http::App;
 use crate::http::problem::Fault;
 use crate::names::{LabelName, TeamName};
-use crate::roster::Agent;
+use crate::roster::agent::Agent;
 use crate::shelf::Author;
 use crate::store::tokens::TokenRow;
 

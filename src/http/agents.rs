@@ -14,7 +14,7 @@ use crate::http::receive::{Asked, Name, OptionalJson, page};
 use crate::limits::{AGENT_TEXT_BYTES_MAX, EVENTS_KEPT_PER_AGENT};
 use crate::link::frames::Launched;
 use crate::names::{AgentName, LabelName};
-use crate::roster::{Agent, View};
+use crate::roster::agent::{Agent, View};
 use crate::store::agents::AgentRow;
 use crate::store::runs::RunFilter;
 

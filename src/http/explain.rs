@@ -11,7 +11,7 @@ use crate::http::receive::{Name, page};
 use crate::journal::now_us;
 use crate::limits::PAGE_ROWS_MAX;
 use crate::names::{AgentName, LabelName};
-use crate::roster::View;
+use crate::roster::agent::View;
 use crate::store::runs::{RunFilter, RunRow};
 
 /// Changes of state that an explanation goes back.

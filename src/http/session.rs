@@ -17,7 +17,8 @@ use crate::http::problem::Fault;
 use crate::limits::{NAME_BYTES_MAX, SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
 use crate::link::frames::{FromAgent, Launched, Message, PROTOCOL, decode};
 use crate::link::session::{Event, Session};
-use crate::roster::{Agent, Why};
+use crate::roster::Why;
+use crate::roster::agent::Agent;
 
 /// Messages that wait to be sent.
 const OUTGOING_WAITING: usize = 16;

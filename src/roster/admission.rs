@@ -12,7 +12,8 @@ use crate::limits::{
     AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, AGENTS_MAX, PATH_BYTES_MAX, POLL_JITTER_SHARE,
 };
 use crate::names::{Digest, LabelName};
-use crate::roster::{Agent, Roster, Why};
+use crate::roster::agent::Agent;
+use crate::roster::{Roster, Why};
 use crate::store::StoreError;
 use crate::store::agents::AgentRow;
 use crate::store::tokens::TokenRow;

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use crate::api::AgentState;
 use crate::journal::now_us;
 use crate::limits::{LEASE_INTERVALS, POLL_JITTER_SHARE};
-use crate::roster::{Agent, Roster, Why};
+use crate::roster::agent::Agent;
+use crate::roster::{Roster, Why};
 use crate::store::StoreError;
 
 impl Roster {

@@ -1,0 +1,202 @@
+//! One agent as memory holds it: its row, its session, and who has it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{AgentState, Register};
+use crate::journal::now_us;
+use crate::link::frames::Launched;
+use crate::link::session::Session;
+use crate::names::{AgentName, LabelName, TeamName};
+use crate::roster::Why;
+use crate::store::agents::AgentRow;
+
+/// One living agent.
+pub struct Agent {
+    pub(super) id: String,
+    pub(super) name: AgentName,
+    /// Held while the row is being changed; the store's order is memory's order.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) live: Mutex<Live>,
+    pub(super) seen_us: AtomicI64,
+    pub(super) seen_stored_us: AtomicI64,
+    pub(super) busy: AtomicBool,
+}
+
+pub(super) struct Live {
+    pub(super) row: AgentRow,
+    pub(super) claims: Register,
+    pub(super) session: Option<Session>,
+    pub(super) launched: Option<Launched>,
+    pub(super) ending: CancellationToken,
+    pub(super) deferred: Option<Why>,
+    /// Whether there is something to do or to say that takes a session.
+    pub(super) wants_session: bool,
+    /// How often a person halted it.
+    pub(super) halts: u64,
+    /// The releases that were last tried.
+    pub(super) tried: BTreeMap<LabelName, i64>,
+}
+
+/// An agent as it is at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Its row.
+    pub row: AgentRow,
+    /// What it said of itself.
+    pub claims: Register,
+    /// Whether its session is open.
+    pub session: bool,
+    /// How what was launched is, if its session said so.
+    pub launched: Option<Launched>,
+    /// When it was last heard of.
+    pub seen_us: i64,
+}
+
+impl Agent {
+    pub(super) fn new(row: AgentRow, claims: Register) -> Arc<Self> {
+        Arc::new(Self {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            changing: tokio::sync::Mutex::default(),
+            seen_us: AtomicI64::new(row.last_seen_us),
+            seen_stored_us: AtomicI64::new(row.last_seen_us),
+            live: Mutex::new(Live {
+                row,
+                claims,
+                session: None,
+                launched: None,
+                ending: CancellationToken::new(),
+                deferred: None,
+                wants_session: false,
+                halts: 0,
+                tried: BTreeMap::new(),
+            }),
+            busy: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its id, never used twice.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &AgentName {
+        &self.name
+    }
+
+    /// The agent as it is now.
+    pub fn view(&self) -> View {
+        let live = self.live();
+        View {
+            row: live.row.clone(),
+            claims: live.claims.clone(),
+            session: live.session.is_some(),
+            launched: live.launched.clone(),
+            seen_us: self.seen_us.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> AgentState {
+        self.live().row.state
+    }
+
+    /// Whether it carries a label.
+    pub fn carries(&self, label: &LabelName) -> bool {
+        self.live().row.labels.contains(label)
+    }
+
+    /// Whether it carries one of some labels.
+    pub fn carries_any(&self, labels: &[LabelName]) -> bool {
+        let live = self.live();
+        labels.iter().any(|label| live.row.labels.contains(label))
+    }
+
+    /// The team whose token it registered with.
+    pub fn team(&self) -> Option<TeamName> {
+        self.live().row.team.clone()
+    }
+
+    /// Its open session.
+    pub fn session(&self) -> Option<Session> {
+        self.live().session.clone()
+    }
+
+    /// Cancelled when what is under way for the agent is to end: it is drained, stopped or removed.
+    pub fn ending(&self) -> CancellationToken {
+        self.live().ending.clone()
+    }
+
+    /// Ends what is under way for the agent.
+    pub fn end(&self) {
+        let mut live = self.live();
+        live.ending.cancel();
+        live.ending = CancellationToken::new();
+    }
+
+    /// Has the agent open a session at its next poll, beyond the bound if need be: there is something to do or to say.
+    pub fn want_session(&self) {
+        self.live().wants_session = true;
+    }
+
+    /// Notes that a person halts it: what was wished before is worth nothing.
+    pub fn halted(&self) {
+        let mut live = self.live();
+        live.halts += 1;
+        live.deferred = None;
+    }
+
+    /// How often a person has halted it.
+    pub fn halts(&self) -> u64 {
+        self.live().halts
+    }
+
+    /// Notes which releases are tried now, and answers whether others were tried before.
+    pub fn tries(&self, releases: BTreeMap<LabelName, i64>) -> bool {
+        let before = std::mem::replace(&mut self.live().tried, releases.clone());
+        !before.is_empty() && before != releases
+    }
+
+    /// Notes that the agent was heard of.
+    pub fn heard(&self) {
+        self.seen_us.fetch_max(now_us(), Ordering::Relaxed);
+    }
+
+    /// Notes how what was launched is.
+    pub fn launched(&self, launched: Launched) {
+        self.live().launched = Some(launched);
+    }
+
+    /// Takes the agent to look at it; false if somebody has it, who is then told of `why` when giving it back.
+    ///
+    /// Given back with [`Agent::release`].
+    pub fn take(&self, why: &Why) -> bool {
+        let mut live = self.live();
+        let taken = !self.busy.swap(true, Ordering::AcqRel);
+        if !taken && live.deferred.as_ref() < Some(why) {
+            live.deferred = Some(why.clone());
+        }
+        taken
+    }
+
+    /// Whether somebody has it.
+    pub fn is_taken(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// Gives the agent back, and says for what it is to be looked at again.
+    pub fn release(&self) -> Option<Why> {
+        let mut live = self.live();
+        self.busy.store(false, Ordering::Release);
+        live.deferred.take()
+    }
+}
