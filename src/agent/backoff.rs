@@ -38,5 +38,6 @@ impl Backoff {
     /// Keeps the pauses below the time in which the server misses an agent that it has poll so often: three polls and more.
     pub(super) fn keep_within(&mut self, poll: Duration) {
         self.max = poll.saturating_mul(2).min(RECONNECT_MAX);
+        self.next = self.next.min(self.max);
     }
 }

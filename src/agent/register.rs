@@ -86,6 +86,7 @@ impl Member {
                 self.heard(&registered, credential.is_some(), state)?;
                 let pause = Duration::from_millis(registered.poll_after_ms).clamp(POLL_INTERVAL_MIN, POLL_INTERVAL_MAX);
                 backoff.keep_within(pause);
+                sessions.backoff.keep_within(pause);
                 backoff.reset();
                 self.attend_session(&registered, sessions)?;
                 // One that is wanted and may not be opened yet is opened as soon as it may be.
