@@ -145,6 +145,42 @@ async fn a_module_that_does_not_succeed_fails_its_agent_with_the_cause_and_a_goo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hostile_modules_end_within_their_limits_while_another_labels_runs_go_on() {
+    let house = House::start().await;
+    let hostile = ["spin", "grow", "recurse", "handles", "log-flood", "big-answer", "run-loop"];
+    for guest in hostile.iter().chain(&["ok"]) {
+        house.upload(guest).await;
+    }
+    let refused = house.admin().send(Method::POST, &format!("/v1/modules?name=none&team={TEAM}"), &[], "no component").await;
+    assert_eq!(refused.problem(422)["code"], "not-a-module");
+    house.apply("linux", policy("ok")).await;
+    let _honest = house.agent_process("web-1", &["linux"]).await;
+    house.until_agent("web-1", |detail| is_ready_on(detail, 1)).await;
+    let mut agents = Vec::new();
+    for guest in hostile {
+        let limits = json!({"cpu_ms": if guest == "spin" { 300 } else { 2000 }, "calls": 100});
+        house.apply(guest, json!({"team": TEAM, "module": guest, "limits": limits, "grants": {"run": ["/bin/true"]}})).await;
+        agents.push(house.agent_process(guest, &[guest]).await);
+    }
+    let micros = |run: &Value| run["ended_us"].as_i64().unwrap() - run["began_us"].as_i64().unwrap();
+    let mut honest = Value::Null;
+    for runs in 2..12 {
+        house.admin().post("/v1/agents/web-1/provision", json!({})).await.expect(200);
+        let done = |page: &Value| page["items"].as_array().unwrap().len() == runs && page["items"][0]["verdict"] == "provisioned";
+        honest = house.until("/v1/runs?agent=web-1", done).await;
+    }
+    let honest = honest["items"].as_array().unwrap();
+    assert!(honest.iter().all(|run| run["verdict"] == "provisioned"), "{honest:#?}");
+    println!("honest runs beside them: {:?} µs", honest.iter().map(micros).collect::<Vec<_>>());
+    for guest in hostile {
+        let detail = house.until_agent(guest, |detail| detail["runs"][0]["ended_us"].is_i64()).await;
+        let first = detail["runs"].as_array().unwrap().last().unwrap();
+        assert_eq!(first["verdict"], "over-limit", "{guest}: {first:#}");
+        println!("{guest}: {} µs: {}", micros(first), first["reason"].as_str().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_was_killed_is_lost_and_ready_again_with_its_own_credential_when_it_is_back() {
     let house = house_with_tools().await;
     house.apply("linux", tools("tools", 0)).await;
