@@ -227,7 +227,8 @@ fn finish(outcome: Outcome, milliseconds: u64, used: Used, output: &mut Output) 
         }
         output.fields(&fields)?;
         if !needed.is_empty() {
-            output.line("\nwhat a policy grants for these calls:")?;
+            output.line("")?;
+            output.line("what a policy grants for these calls:")?;
         }
         needed.iter().try_for_each(|line| output.line(line))?;
     }

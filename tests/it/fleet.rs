@@ -364,7 +364,10 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        self.0.kill().ok();
+        // Asked to, it ends what it launched; killed, it would leave that behind.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), rustix::process::Signal::TERM).ok();
+        }
         self.0.wait().ok();
     }
 }
