@@ -255,7 +255,8 @@ impl Roster {
 
     /// Closes an agent's session if more are open than there should be, and nothing is to be done in it.
     pub fn spare_session(&self, agent: &Agent) {
-        let spare = self.sessions() > self.settings.sessions_max && agent.state() == AgentState::Ready;
+        let idle = matches!(agent.state(), AgentState::Ready | AgentState::Draining | AgentState::Quarantined);
+        let spare = idle && self.sessions() > self.settings.sessions_max;
         if let Some(session) = agent.session().filter(|_| spare) {
             self.close_session(agent, &session, "more sessions are open than this server keeps");
         }

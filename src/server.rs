@@ -142,8 +142,10 @@ fn open_data(path: &Path) -> Result<Dir, Failure> {
     use std::os::unix::fs::PermissionsExt as _;
     let failed = |error: std::io::Error| format!("can not use {} as the data directory: {error}", path.display());
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-    // One that was there may be anybody's to look into.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    // One that was there may be anybody's to look into; if it is somebody else's, that is theirs to say.
+    if let Err(error) = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)) {
+        tracing::warn!(%error, "the data directory {} keeps its mode; see that others can not look into it", path.display());
+    }
     Ok(Dir::open_ambient_dir(path, ambient_authority()).map_err(failed)?)
 }
 

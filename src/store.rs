@@ -126,9 +126,15 @@ impl Store {
                 (pool.connect_lazy_with(options), write)
             }
             Dialect::Postgres => {
-                // Once without the pool, which would only say that it waited.
-                sqlx::AnyConnection::connect_with(&options).await?.close().await?;
-                let both = pool.connect_with(options).await?;
+                let both = match pool.connect_with(options.clone()).await {
+                    // The pool only says that it waited; the database says why.
+                    Err(sqlx::Error::PoolTimedOut) => {
+                        let direct = tokio::time::timeout(STORE_WAIT_MAX, sqlx::AnyConnection::connect_with(&options)).await;
+                        direct.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                        return Err(sqlx::Error::PoolTimedOut.into());
+                    }
+                    connected => connected?,
+                };
                 (both.clone(), both)
             }
         };

@@ -99,6 +99,8 @@ impl Member {
                     "this agent's credential is another's; asking to be admitted as `{}` in {pause:.1?}: {said}",
                     self.claim.name
                 );
+                // Without a join token it could not be admitted, and under its former name it still can.
+                self.join_token.read().await?;
                 self.state.forget()?;
                 Ok(pause)
             }

@@ -49,7 +49,10 @@ pub(crate) async fn run(args: Args) -> Result<(), CliError> {
     config.listen = args.listen.unwrap_or(config.listen);
     raise_descriptors();
     let mut signals = Signals::new().map_err(|error| failed("listen for signals")(error.into()))?;
-    let server = Server::start(&config, program()?).await.map_err(failed("start the server"))?;
+    let server = tokio::select! {
+        started = Server::start(&config, program()?) => started.map_err(failed("start the server"))?,
+        () = signals.next() => return Err(failed("start the server")("it was told to end".into())),
+    };
     if server.admin_token_is_new {
         let path = server.admin_token.display();
         eprintln!("This first start made an admin's token in {path}; use it with `--token-file {path}`.");

@@ -185,8 +185,8 @@ fn tell(taken: Taken, used: &mut Used, root: &str, output: &mut Output) -> Resul
 impl Used {
     fn add(&mut self, asked: Asked, root: &str) {
         // As a policy has it: below the root where it is, since another agent's root is elsewhere.
-        let below = |path: String| match path.strip_prefix(root).map(|rest| rest.trim_start_matches('/')) {
-            Some(rest) if path.len() != rest.len() && !rest.is_empty() => rest.to_owned(),
+        let below = |path: String| match path.strip_prefix(root.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/')) {
+            Some(rest) if !rest.is_empty() => rest.to_owned(),
             _ => path,
         };
         match asked {

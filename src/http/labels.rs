@@ -14,7 +14,7 @@ use crate::http::receive::{Asked, Json, Name, OptionalJson, Paging, page};
 use crate::names::LabelName;
 use crate::policy::{LabelPolicy, ModuleRef};
 use crate::roster::Why;
-use crate::shelf::Change;
+use crate::shelf::{Change, ShelfError};
 use crate::store::labels::ReleaseRow;
 
 impl From<ReleaseRow> for Release {
@@ -53,8 +53,8 @@ pub(crate) async fn apply(
     Asked(asked): Asked<Preview>,
     Json(policy): Json<LabelPolicy>,
 ) -> Result<axum::Json<Applied>, Fault> {
-    let change = app.shelf.apply(&person.0, &label, policy, asked.preview).await?;
-    Ok(applied(&app, &label, change))
+    let change = app.shelf.apply(&person.0, &label, policy, asked.preview).await;
+    applied(&app, &label, change)
 }
 
 /// Swaps the module of the policy in force: a new release.
@@ -71,8 +71,8 @@ pub(crate) async fn swap(
 ) -> Result<axum::Json<Applied>, Fault> {
     let module: ModuleRef =
         swap.module.parse().map_err(|error: crate::names::NameError| Fault::unprocessable("module", error.to_string()))?;
-    let change = app.shelf.swap(&person.0, &label, module, asked.preview).await?;
-    Ok(applied(&app, &label, change))
+    let change = app.shelf.swap(&person.0, &label, module, asked.preview).await;
+    applied(&app, &label, change)
 }
 
 /// Makes an earlier release's policy a new release.
@@ -87,22 +87,29 @@ pub(crate) async fn rollback(
     Asked(asked): Asked<Preview>,
     OptionalJson(rollback): OptionalJson<Rollback>,
 ) -> Result<axum::Json<Applied>, Fault> {
-    let change = app.shelf.rollback(&person.0, &label, rollback.to, asked.preview).await?;
-    Ok(applied(&app, &label, change))
+    let change = app.shelf.rollback(&person.0, &label, rollback.to, asked.preview).await;
+    applied(&app, &label, change)
 }
 
-fn applied(app: &App, label: &LabelName, change: Change) -> axum::Json<Applied> {
-    if let Some(release) = change.release {
-        app.roster.wake_label(label, &Why::Release(format!("release {release} of label `{label}` is in force")));
+fn applied(app: &App, label: &LabelName, change: Result<Change, ShelfError>) -> Result<axum::Json<Applied>, Fault> {
+    // One that was raced may have found a release that nobody has been told of: those that hold it already pass it over.
+    let told = match &change {
+        Ok(change) => change.release.map(|release| format!("release {release} of label `{label}` is in force")),
+        Err(ShelfError::Raced) => Some(format!("another release of label `{label}` is in force")),
+        Err(_) => None,
+    };
+    if let Some(told) = told {
+        app.roster.wake_label(label, &Why::Release(told));
     }
+    let change = change?;
     let agents = app.roster.count(|agent| agent.carries(label)).values().sum();
-    axum::Json(Applied {
+    Ok(axum::Json(Applied {
         label: label.to_string(),
         release: change.release,
         previous: change.previous,
         changes: change.differences,
         agents,
-    })
+    }))
 }
 
 /// Lists the labels with their releases in force.

@@ -312,8 +312,9 @@ fn lives(group: Pid) -> bool {
     let pids = processes.filter_map(|process| process.ok()?.file_name().into_string().ok()).filter(|name| name.parse::<u32>().is_ok());
     // Without `/proc` as Linux has it, nothing is known.
     let mut known = false;
-    let living = pids.filter_map(|pid| proc.read_to_string(format!("{pid}/stat")).ok()).any(|stat| {
+    let living = pids.filter_map(|pid| proc.read(format!("{pid}/stat")).ok()).any(|stat| {
         known = true;
+        let stat = String::from_utf8_lossy(&stat);
         // The program's name is in parentheses and may hold anything; the state, the parent and the group follow its end.
         let mut fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace()).into_iter().flatten();
         let (state, own) = (fields.next(), fields.nth(1).and_then(|group| group.parse::<i32>().ok()));

@@ -115,9 +115,14 @@ impl Root {
     /// Whether the root's path still leads to the directory that was opened: it may have been removed, or another may be in its place.
     pub fn is_in_place(&self) -> bool {
         let opened = self.bases.first().and_then(|root| root.dir.dir_metadata().ok());
-        let there = Dir::open_ambient_dir(&self.path, ambient_authority()).and_then(|dir| dir.dir_metadata()).ok();
-        let identity = |metadata: cap_std::fs::Metadata| (metadata.dev(), metadata.ino());
-        opened.map(identity) == there.map(identity) && self.state.dir_metadata().is_ok_and(|state| state.nlink() > 0)
+        let there = match rustix::fs::stat(&self.path) {
+            Ok(there) => Some((there.st_dev, there.st_ino)),
+            Err(Errno::NOENT | Errno::NOTDIR) => return false,
+            // What can not be found out now, as on a file system that is away for a moment, says nothing.
+            Err(_) => None,
+        };
+        let same = opened.zip(there).is_none_or(|(opened, there)| (opened.dev(), opened.ino()) == there);
+        same && self.state.dir_metadata().map_or(true, |state| state.nlink() > 0)
     }
 
     /// The agent's own directory.

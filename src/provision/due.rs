@@ -45,6 +45,7 @@ impl Provision {
             let _looking = self.looking.acquire().await;
             self.begin_again(agent, why).await?;
             if self.consider(agent, why).await?.is_none() {
+                self.roster.spare_session(agent);
                 return Ok(());
             }
         }

@@ -37,6 +37,8 @@ pub struct Sandbox {
     engine: Engine,
     linker: Linker<Guest>,
     compiling: Arc<Semaphore>,
+    /// For the compiler's process: who is compiled again does not wait for it.
+    trying: Semaphore,
     waiting: Arc<Semaphore>,
     running: Arc<Semaphore>,
     guests: Option<tokio::runtime::Runtime>,
@@ -136,6 +138,7 @@ impl Sandbox {
             engine,
             linker,
             compiling: Arc::new(Semaphore::new(COMPILES_AT_ONCE)),
+            trying: Semaphore::new(COMPILES_AT_ONCE),
             waiting: Arc::new(Semaphore::new(COMPILES_WAITING_MAX)),
             running: Arc::new(Semaphore::new(runs_at_once as usize)),
             guests: Some(guests),
@@ -154,7 +157,7 @@ impl Sandbox {
             return Err(CompileError::Busy);
         };
         if let Some(compiler) = &self.compiler {
-            let Ok(_permit) = self.compiling.acquire().await else { return Err(CompileError::BrokeDown) };
+            let Ok(_permit) = self.trying.acquire().await else { return Err(CompileError::BrokeDown) };
             tokio::select! {
                 compiled = compiler.compile(&bytes) => compiled?,
                 () = self.closing.cancelled() => return Err(CompileError::Busy),
@@ -196,6 +199,7 @@ impl Sandbox {
     pub async fn close(&self) {
         self.waiting.close();
         self.closing.cancel();
+        self.trying.close();
         // What waits for its turn is turned away, what has it is waited for.
         let all = u32::try_from(COMPILES_AT_ONCE).unwrap_or(u32::MAX);
         drop(self.compiling.acquire_many(all).await);

@@ -114,6 +114,9 @@ impl Blobs {
         if found != expected {
             return Err(BlobError::Mismatch { expected, found });
         }
+        if self.size(*digest).await?.is_some() {
+            return Ok(false);
+        }
         check_room(&self.dir, content.len() as u64)?;
         match self.place.put_opts(&path(digest), content.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),

@@ -1,6 +1,6 @@
 //! Cutting secrets from what comes back.
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use crate::limits::{LOG_LINE_BYTES_MAX, REDACTED_BYTES_MIN, SECRET_BYTES_MAX};
 use crate::names::SecretName;
@@ -31,7 +31,9 @@ impl Redactor {
         if self.needles.len() > known {
             let needles = self.needles.iter().map(|(needle, _)| needle);
             // It fails for more bytes of needles than the secrets of a policy can have.
-            self.finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(needles).ok();
+            // Each run has its own, so that it is to be small: a dense automaton of one key would take megabytes.
+            let kind = Some(AhoCorasickKind::ContiguousNFA);
+            self.finder = AhoCorasick::builder().kind(kind).match_kind(MatchKind::LeftmostLongest).build(needles).ok();
         }
     }
 
