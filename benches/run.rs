@@ -13,7 +13,7 @@ use muster::bits::contents::{Bundle, DirectoryContents};
 use muster::bits::scan::scan;
 use muster::journal::channel;
 use muster::link::Link;
-use muster::machine::{CallError, Change, Command, Output, Stream, SyncMode};
+use muster::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 use muster::policy::{LabelPolicy, parse_file};
 use muster::sandbox::{Module, Registration, RunInputs, Sandbox, Verdict};
 
@@ -46,7 +46,7 @@ impl Link for Idle {
         Ok(Change::default())
     }
 
-    async fn sync(&self, _destination: &str, _bundle: &Bundle, _mode: SyncMode) -> Result<Change, CallError> {
+    async fn sync(&self, _destination: &str, _bundle: &Bundle, _rules: SyncRules) -> Result<Change, CallError> {
         Ok(Change::default())
     }
 
@@ -68,9 +68,9 @@ fn policy() -> Arc<LabelPolicy> {
 fn bundle() -> Bundle {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tools/tree");
     let dir = Dir::open_ambient_dir(tree, ambient_authority()).unwrap();
-    let (manifest, places) = scan(&dir, &mut |_| {}).unwrap();
-    let contents = Arc::new(DirectoryContents::new(dir, places));
-    Bundle { name: "tools".parse().unwrap(), version: manifest.version(), manifest: Arc::new(manifest), contents }
+    let (manifest, spots) = scan(&dir, &mut |_| {}).unwrap();
+    let contents = Arc::new(DirectoryContents::new(dir, &manifest, &spots));
+    Bundle::new("tools".parse().unwrap(), manifest, contents)
 }
 
 /// One run to its end, whose records are taken once, as the server takes them.

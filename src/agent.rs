@@ -80,6 +80,9 @@ struct Options {
     /// PEM file of the only authority that the server's certificate may be from [default: the machine's authorities].
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Read every file at each push, whatever is known of it from before.
+    #[arg(long)]
+    verify: bool,
     /// What is logged, as `info` or `muster=debug`.
     #[arg(long, env = "MUSTER_LOG", default_value = "info")]
     log: Targets,
@@ -200,9 +203,10 @@ async fn run(options: Options, environment: Environment) -> Result<ExitCode, Age
     };
     let root = Arc::new(Root::open(&root, &options.allow_write)?);
     let state = State::open(root.clone())?;
+    let verify = options.verify;
     let claim = claim(options, &root)?;
     let supervisor = Supervisor::start(root.clone(), environment.clone(), Pace::default()).await;
-    let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default() });
+    let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default(), verify });
     let (ending, sessions) = (Ending::default(), TaskTracker::new());
     let member = Member { server, state, join_token, claim, machine, ending, sessions };
     let ended = tokio::select! {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::limits::{
     CONFIG_BYTES_MAX, LOST_KEPT, LOST_KEPT_MAX, POLL_INTERVAL, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RUN_RECORDS_KEPT,
     RUN_RECORDS_KEPT_DAYS_MAX, RUNS_AT_ONCE, RUNS_AT_ONCE_MAX, RUNS_KEPT_PER_AGENT, RUNS_KEPT_PER_AGENT_MAX, SESSIONS_CEILING,
-    SESSIONS_MAX,
+    SESSIONS_MAX, STREAMS_CEILING, STREAMS_MAX,
 };
 
 /// The port on which a server listens unless told otherwise.
@@ -35,6 +35,8 @@ pub struct Config {
     pub runs: Runs,
     /// Sessions.
     pub sessions: Sessions,
+    /// What sending bundles may take.
+    pub bits: Bits,
     /// Metrics.
     pub metrics: Metrics,
     /// What is kept.
@@ -85,6 +87,16 @@ pub struct Sessions {
     pub max: usize,
 }
 
+/// `[bits]`: what sending bundles to agents may take.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bits {
+    /// To how many agents at once; the others wait for their turn.
+    pub streams_max: usize,
+    /// Bytes a second, for all of them together and shared fairly; no bound if none.
+    pub bytes_per_second: Option<u64>,
+}
+
 /// `[metrics]`: what `/metrics` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -112,6 +124,7 @@ impl Default for Config {
             register: Register::default(),
             runs: Runs::default(),
             sessions: Sessions::default(),
+            bits: Bits::default(),
             metrics: Metrics::default(),
             kept: Kept::default(),
         }
@@ -145,6 +158,12 @@ impl Default for Runs {
 impl Default for Sessions {
     fn default() -> Self {
         Self { max: SESSIONS_MAX }
+    }
+}
+
+impl Default for Bits {
+    fn default() -> Self {
+        Self { streams_max: STREAMS_MAX, bytes_per_second: None }
     }
 }
 
@@ -257,6 +276,8 @@ impl Config {
             ("register.lost_kept_seconds", self.register.lost_kept_seconds, LOST_KEPT_MAX.as_secs()),
             ("runs.at_once", self.runs.at_once.into(), RUNS_AT_ONCE_MAX.into()),
             ("sessions.max", wide(self.sessions.max), wide(SESSIONS_CEILING)),
+            ("bits.streams_max", wide(self.bits.streams_max), wide(STREAMS_CEILING)),
+            ("bits.bytes_per_second", self.bits.bytes_per_second.unwrap_or(u64::MAX), u64::MAX),
             ("kept.runs_per_agent", self.kept.runs_per_agent.into(), RUNS_KEPT_PER_AGENT_MAX.into()),
             ("kept.record_days", self.kept.record_days.into(), RUN_RECORDS_KEPT_DAYS_MAX.into()),
         ];
@@ -296,7 +317,7 @@ mod tests {
     fn every_setting_can_be_set() {
         let text = "listen = \"[::1]:80\"\ndata = \"/var/lib/muster\"\ndatabase = \"postgres://u:secret@h/d\"\n\
             [register]\npoll_seconds = 0.5\nlost_kept_seconds = 60\n[runs]\nat_once = 4\n[sessions]\nmax = 10\n\
-            [metrics]\npublic = false\n[kept]\nruns_per_agent = 3\nrecord_days = 1\n";
+            [bits]\nstreams_max = 3\nbytes_per_second = 1000000\n[metrics]\npublic = false\n[kept]\nruns_per_agent = 3\nrecord_days = 1\n";
         let config = parse(text).unwrap();
         assert_eq!(config.register.poll_interval(), Duration::from_millis(500));
         assert_eq!((config.runs.at_once, config.sessions.max, config.metrics.public), (4, 10, false));
@@ -330,6 +351,8 @@ mod tests {
             ("[runs]\nat_once = 0", "runs.at_once"),
             ("[runs]\nat_once = 1025", "runs.at_once"),
             ("[sessions]\nmax = 0", "sessions.max"),
+            ("[bits]\nstreams_max = 0", "bits.streams_max"),
+            ("[bits]\nbytes_per_second = 0", "bits.bytes_per_second"),
             ("[kept]\nruns_per_agent = 0", "kept.runs_per_agent"),
             ("[kept]\nrecord_days = 3651", "kept.record_days"),
             ("data = \"\"", "data"),

@@ -43,6 +43,7 @@ use crate::roster::Roster;
 use crate::shelf::Shelf;
 use crate::store::Store;
 use crate::store::blobs::Blobs;
+use crate::store::segments::Segments;
 use crate::telemetry::Metrics;
 
 /// What handlers reach. Cloned for each request, so it is one pointer.
@@ -55,6 +56,8 @@ pub struct Parts {
     pub store: Store,
     /// Contents.
     pub blobs: Blobs,
+    /// Contents of bundles.
+    pub segments: Segments,
     /// Releases in force.
     pub shelf: Arc<Shelf>,
     /// Agents.

@@ -72,16 +72,28 @@ pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(600);
 pub const TREE_DEPTH_MAX: usize = 128;
 /// Entries in a bundle.
 pub const BUNDLE_ENTRIES_MAX: usize = 1_000_000;
+/// Contents in one upload: files of a bundle, and chunks of its large ones.
+pub const CHUNKS_MAX: usize = 4_000_000;
+/// Compressed bytes of an upload that are verified together.
+pub const CONTENTS_VERIFIED_BYTES: usize = 256 * 1024;
 /// Bytes in a bundle's manifest.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes in one file of a bundle.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// Bytes in one content as it is kept and sent: a file of at most so many is one, a larger one is cut into chunks.
+pub const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a chunk, on average.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+/// Bytes that a chunk has at least, unless it is the last of its file.
+pub const CHUNK_BYTES_MIN: usize = 64 * 1024;
+/// Bytes of compressed contents that are kept together in one file of the store.
+pub const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 /// Digests in one question which contents the server lacks.
 pub const DIGESTS_ASKED_MAX: usize = 50_000;
-/// Bytes of file content in one piece of a stream.
-pub const PIECE_BYTES: usize = 256 * 1024;
-/// The largest window of a compressed stream that is accepted, as the logarithm of its bytes: 8 MiB.
-pub const PACK_WINDOW_LOG_MAX: u32 = 23;
+/// Bytes in one piece of a stream.
+pub const PIECE_BYTES: usize = 128 * 1024;
+/// Trees that a destination held before and that are kept beside it.
+pub const GENERATIONS_KEPT: usize = 2;
 /// Files of one push that are made durable one by one; for more of them, the file system is asked once.
 pub const SYNC_FILES_MAX: usize = 64;
 
@@ -250,12 +262,14 @@ pub const STORE_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const STORE_BATCH_ROWS: usize = 500;
 /// Heartbeats written by one statement: many, as PostgreSQL may read the whole table for each.
 pub const STORE_SEEN_BATCH_ROWS: usize = 5_000;
-/// Contents that are looked for at once.
-pub const CONTENTS_ASKED_AT_ONCE: usize = 64;
-/// Bytes of a large content that are written to the disk at a time.
-pub const BLOB_PART_BYTES: usize = 1024 * 1024;
-/// Contents of one upload, of at most [`BLOB_PART_BYTES`] each, that are written to the disk at once.
-pub const CONTENTS_STORED_AT_ONCE: usize = 16;
+/// Segments of one upload that are written to the disk at once.
+pub const SEGMENTS_STORED_AT_ONCE: usize = 2;
+/// Segments that are kept in memory after they were read, for other agents that want the same.
+pub const SEGMENTS_AT_HAND: usize = 6;
+/// Agents to which contents are sent at once, unless the configuration says.
+pub const STREAMS_MAX: usize = 128;
+/// The most agents to which the configuration may have contents sent at once.
+pub const STREAMS_CEILING: usize = 10_000;
 /// Bytes that contents leave free on their disk: what one takes more is refused, so that the database beside them can go on.
 pub const CONTENTS_FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 

@@ -12,7 +12,7 @@ pub mod session;
 #[cfg(feature = "server")]
 use crate::bits::contents::Bundle;
 #[cfg(feature = "server")]
-use crate::machine::{CallError, Change, Command, Output, Stream, SyncMode};
+use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 
 /// One agent, reachable. What it does is asked one call at a time; a dropped call is ended on the machine too.
 #[cfg(feature = "server")]
@@ -29,7 +29,7 @@ pub trait Link: Send + Sync {
     /// Removes what is at a path: a directory that is not empty only with all that is below it.
     async fn remove(&self, path: &str, with_below: bool) -> Result<Change, CallError>;
     /// Brings a bundle to a destination.
-    async fn sync(&self, destination: &str, bundle: &Bundle, mode: SyncMode) -> Result<Change, CallError>;
+    async fn sync(&self, destination: &str, bundle: &Bundle, rules: SyncRules) -> Result<Change, CallError>;
     /// Ends what was launched; whether it ran.
     async fn stop(&self) -> Result<bool, CallError>;
     /// Ends what was launched and starts this, to be kept running.

@@ -79,6 +79,15 @@ pub enum SyncMode {
     MirrorDeletingForeign,
 }
 
+/// What a bundle may do at its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRules {
+    /// How it is brought there.
+    pub mode: SyncMode,
+    /// How much of what is there may be removed, in percent of its files.
+    pub max_delete_percent: u8,
+}
+
 /// Why a call was not done. The same cases as `agent.error` of the contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]

@@ -42,6 +42,9 @@ pub struct LabelPolicy {
     /// Whether a mirror removes what others put there.
     #[serde(default)]
     pub mirror_foreign: MirrorForeign,
+    /// How much of the files at a destination a mirror may remove: a run that would remove more fails before it changes anything.
+    #[serde(default)]
+    pub max_delete: Share,
     /// How far a run may go.
     #[serde(default)]
     pub limits: RunLimits,
@@ -207,6 +210,50 @@ pub struct Launch {
     /// Says outright that nothing is started. Not together with `command`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub none: bool,
+}
+
+/// A share in whole percent, written as `"25%"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(u8);
+
+impl Share {
+    /// Percent, from 0 to 100.
+    pub fn percent(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let percent = text.strip_suffix('%').and_then(|number| number.parse().ok()).filter(|percent| *percent <= 100);
+        percent.map(Self).ok_or_else(|| format!("`{}` is no share; write it as `25%`, from 0% to 100%", text.escape_default()))
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// Whether a mirror removes what was not put there by Muster.

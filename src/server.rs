@@ -27,6 +27,7 @@ use crate::store::Store;
 use crate::store::blobs::Blobs;
 use crate::store::clear::Kept;
 use crate::store::secrets::Secrets;
+use crate::store::segments::{Segments, Sending};
 use crate::store::tokens::TokenRow;
 use crate::telemetry::Metrics;
 
@@ -72,6 +73,13 @@ impl Server {
         };
         let store = Store::open(&url).await?;
         let blobs = Blobs::open(&config.data.join("contents")).await?;
+        let segments = Segments::open(
+            &config.data.join("segments"),
+            blobs.clone(),
+            store.clone(),
+            Sending { streams_max: config.bits.streams_max, bytes_per_second: config.bits.bytes_per_second },
+        )
+        .await?;
         let secrets = Secrets::open(&config.data.join("secrets"))?;
         let admin_token_is_new = make_admin_token(&data, &store).await?;
         let metrics = Arc::new(Metrics::new());
@@ -79,7 +87,7 @@ impl Server {
         data.create_dir_all("compiled")?;
         let cache = std::path::absolute(config.data.join("compiled"))?;
         let sandbox = Arc::new(Sandbox::new(Some(Compiler { program, cache }), config.runs.at_once)?);
-        let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), Arc::clone(&sandbox)).await?);
+        let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), segments.clone(), Arc::clone(&sandbox)).await?);
         let settings =
             Settings { poll: config.register.poll_interval(), lost_kept: config.register.lost_kept(), sessions_max: config.sessions.max };
         let roster = Arc::new(Roster::load(store.clone(), settings).await?);
@@ -98,6 +106,7 @@ impl Server {
         let app = App::new(Parts {
             store: store.clone(),
             blobs,
+            segments,
             shelf,
             roster: Arc::clone(&roster),
             provision: Arc::clone(&provision),

@@ -19,12 +19,14 @@ use crate::sandbox::{CompileError, Module, Sandbox};
 use crate::store::blobs::{BlobError, Blobs};
 use crate::store::labels::{NewRelease, ReleaseRow};
 use crate::store::modules::ModuleRow;
+use crate::store::segments::{SegmentError, Segments};
 use crate::store::{Store, StoreError};
 
 /// The releases in force.
 pub struct Shelf {
     store: Store,
     blobs: Blobs,
+    segments: Segments,
     sandbox: Arc<Sandbox>,
     in_force: ArcSwap<BTreeMap<LabelName, Arc<Release>>>,
     /// Modules that were compiled lately: uploaded and perhaps soon applied.
@@ -106,6 +108,9 @@ pub enum ShelfError {
     /// The contents failed.
     #[error("the contents failed")]
     Blobs(#[from] BlobError),
+    /// A bundle's contents failed.
+    #[error("the contents failed")]
+    Segments(#[from] SegmentError),
     /// A manifest that was checked when it came does not read any more.
     #[error("the manifest of bundle `{0}` is damaged")]
     Damaged(String),
@@ -124,9 +129,16 @@ impl Shelf {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn load(store: Store, blobs: Blobs, sandbox: Arc<Sandbox>) -> Result<Self, ShelfError> {
-        let shelf =
-            Self { store, blobs, sandbox, in_force: ArcSwap::default(), lately: Mutex::default(), changing: tokio::sync::Mutex::default() };
+    pub async fn load(store: Store, blobs: Blobs, segments: Segments, sandbox: Arc<Sandbox>) -> Result<Self, ShelfError> {
+        let shelf = Self {
+            store,
+            blobs,
+            segments,
+            sandbox,
+            in_force: ArcSwap::default(),
+            lately: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        };
         let mut in_force = BTreeMap::new();
         for row in shelf.store.current_releases().await? {
             in_force.extend(shelf.recorded(&row).await.map(|release| (row.label.clone(), Arc::new(release))));
@@ -346,7 +358,8 @@ impl Shelf {
     async fn bundle(&self, name: &BundleName, version: Digest) -> Result<Bundle, ShelfError> {
         let text = self.blobs.get(&version, MANIFEST_BYTES_MAX).await?;
         let manifest = Manifest::parse(&text).map_err(|_| ShelfError::Damaged(name.to_string()))?;
-        Ok(Bundle { name: name.clone(), version, manifest: Arc::new(manifest), contents: Arc::new(self.blobs.clone()) })
+        let contents = self.segments.of(&manifest).await?;
+        Ok(Bundle::new(name.clone(), manifest, contents))
     }
 
     async fn module(&self, digest: Digest) -> Result<Module, ShelfError> {
@@ -416,6 +429,9 @@ fn permit(author: &Author, label: &LabelName, before: Option<&Release>, after: &
     let (was, is) = (before.limits, after.limits);
     if is.memory_mib > was.memory_mib || is.cpu_ms > was.cpu_ms || is.run_seconds > was.run_seconds || is.calls > was.calls {
         return forbidden("a limit is raised; an admin has to apply what raises limits".into());
+    }
+    if after.max_delete > before.max_delete {
+        return forbidden("`max_delete` is raised; an admin has to apply that".into());
     }
     if after.mirror_foreign != before.mirror_foreign {
         return forbidden("`mirror_foreign` is changed; an admin has to apply that".into());

@@ -8,10 +8,12 @@ pub mod agents;
 pub mod blobs;
 pub mod bundles;
 pub mod clear;
+pub mod contents;
 pub mod labels;
 pub mod modules;
 pub mod runs;
 pub mod secrets;
+pub mod segments;
 pub mod tokens;
 
 mod columns;

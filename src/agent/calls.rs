@@ -15,7 +15,7 @@ use crate::limits::{CALL_FILE_BYTES_MAX, CALLS_AT_ONCE_MAX, MANIFEST_BYTES_MAX, 
 use crate::link::frames::{Answer, Call, Channel, Data, FromAgent, Message, encode};
 use crate::machine::exec::{Environment, exec};
 use crate::machine::root::Root;
-use crate::machine::sync::sync;
+use crate::machine::sync::{Source, sync};
 use crate::machine::{CallError, Command, Stream};
 
 /// What calls reach.
@@ -29,6 +29,8 @@ pub struct Machine {
     pub supervisor: Supervisor,
     /// Held by the sync that is under way: one that was cancelled may still be clearing up when the next comes.
     pub syncing: Arc<tokio::sync::Mutex<()>>,
+    /// Whether every file is read at each sync, whatever is known of it.
+    pub verify: bool,
 }
 
 /// What a server sent that no server of this protocol sends. The session is closed.
@@ -73,7 +75,6 @@ impl Calls {
         let (bytes, bytes_max) = match &call {
             Call::Exec { stdin_bytes, .. } | Call::Launch { stdin_bytes, .. } => (*stdin_bytes, STDIN_BYTES_MAX),
             Call::WriteFile { bytes, .. } => (*bytes, CALL_FILE_BYTES_MAX),
-            Call::Sync { manifest_bytes, .. } => (*manifest_bytes, MANIFEST_BYTES_MAX),
             _ => (0, 0),
         };
         let refused = match usize::try_from(bytes) {
@@ -202,12 +203,12 @@ async fn answer(
             let change = blocking(machine, move |machine| machine.root.remove(&path, with_below)).await?;
             Ok(Answer::Changed { change })
         }
-        Call::Sync { destination, mode, .. } => {
+        Call::Sync { destination, rules, version } => {
             let alone = machine.syncing.clone().lock_owned().await;
-            let (outbox, mut pack) = (outbox.clone(), pack);
+            let mut source = Server { outbox: outbox.clone(), id, pack };
             let change = blocking(machine, move |machine| {
                 let _alone = alone;
-                sync(&machine.root, &destination, mode, &input, |indices| need(&outbox, id, indices), || next_piece(&mut pack))
+                sync(&machine.root, &destination, rules, &version, machine.verify, &mut source)
             })
             .await?;
             Ok(Answer::Changed { change })
@@ -260,19 +261,44 @@ fn lost() -> CallError {
     CallError::Unreachable("the session was lost".to_owned())
 }
 
-/// Tells the server which contents are lacking, from the thread of a sync.
-fn need(outbox: &mpsc::Sender<Message>, id: u32, indices: &[u32]) -> Result<(), CallError> {
-    for piece in indices.chunks(PIECE_BYTES / 4) {
-        let bytes = piece.iter().flat_map(|index| index.to_le_bytes()).collect::<Vec<u8>>();
-        let data = Data { id, channel: Channel::Need, bytes: bytes.into() };
-        outbox.blocking_send(data.encode()).map_err(|_| lost())?;
-    }
-    let needed = encode(&FromAgent::Needed { id }).map_err(|error| CallError::Other(error.to_string()))?;
-    outbox.blocking_send(needed).map_err(|_| lost())
+/// The server's side of a sync, asked from the thread of the sync.
+struct Server {
+    outbox: mpsc::Sender<Message>,
+    id: u32,
+    pack: mpsc::Receiver<Bytes>,
 }
 
-/// Waits for the next piece of a pack, on the thread of a sync; none after the last.
-fn next_piece(pack: &mut mpsc::Receiver<Bytes>) -> Result<Option<Bytes>, CallError> {
-    let bytes = pack.blocking_recv().ok_or_else(lost)?;
-    Ok((!bytes.is_empty()).then_some(bytes))
+impl Server {
+    fn say(&self, frame: &FromAgent) -> Result<(), CallError> {
+        let message = encode(frame).map_err(|error| CallError::Other(error.to_string()))?;
+        self.outbox.blocking_send(message).map_err(|_| lost())
+    }
+}
+
+impl Source for Server {
+    fn manifest(&mut self) -> Result<Bytes, CallError> {
+        self.say(&FromAgent::Manifest { id: self.id })?;
+        let mut manifest = Vec::new();
+        while let Some(piece) = self.piece()? {
+            if manifest.len() + piece.len() > MANIFEST_BYTES_MAX {
+                return Err(CallError::Invalid(format!("a manifest of more than {MANIFEST_BYTES_MAX} bytes")));
+            }
+            manifest.extend_from_slice(&piece);
+        }
+        Ok(manifest.into())
+    }
+
+    fn need(&mut self, contents: &[u32]) -> Result<(), CallError> {
+        for piece in contents.chunks(PIECE_BYTES / 4) {
+            let bytes = piece.iter().flat_map(|index| index.to_le_bytes()).collect::<Vec<u8>>();
+            let data = Data { id: self.id, channel: Channel::Need, bytes: bytes.into() };
+            self.outbox.blocking_send(data.encode()).map_err(|_| lost())?;
+        }
+        self.say(&FromAgent::Needed { id: self.id })
+    }
+
+    fn piece(&mut self) -> Result<Option<Bytes>, CallError> {
+        let bytes = self.pack.blocking_recv().ok_or_else(lost)?;
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
 }

@@ -1,30 +1,38 @@
 //! Bringing a directory to what a manifest says.
 //!
-//! A [`Plan`] looks and decides, and finds every conflict before anything is sent; what is missing is received into a staging directory
-//! and verified; [`Plan::switch`] then puts it in place by renames. Until then nothing at the destination is different, and a plan that is
-//! dropped leaves nothing. Everything is done through handles, and no symlink is followed. One destination takes one plan at a time.
+//! A [`Destination`] knows at a glance whether anything is to be done. A [`Plan`] looks and decides, and finds every conflict before anything
+//! is sent; what is missing is taken into a staging directory and verified; [`Plan::switch`] then puts it in place. A destination that holds
+//! nothing but what Muster put there is put together anew beside the old one and switched by one rename; in one that is shared with others
+//! files are put one by one. Until then nothing at the destination is different. What has been taken stays when a plan is given up, and
+//! the next one goes on from there. Everything is done through handles, and no symlink is followed. One destination takes one plan at a
+//! time.
 
+mod local;
+mod prepare;
+pub mod rollback;
 mod staging;
-mod survey;
+pub(crate) mod survey;
 mod switch;
+mod whole;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use cap_std::fs::Dir;
+use cap_std::fs::{Dir, File};
 
-use self::staging::Staging;
+use self::local::Local;
+use self::staging::{Staging, Target};
 use self::survey::{Steps, Survey};
-use super::ledger::{Ledger, LedgerError};
+use super::index::{Index, Moment};
+use super::ledger::{self, Ledger, LedgerError};
 use super::manifest::{Manifest, ManifestError};
+use super::pack::{Opener, PackError, Packed};
 use super::path::{PathError, TreePath};
 use super::tree::{self, Seen, WalkError, Walker};
 use crate::names::Digest;
-
-pub use self::staging::Receive;
 
 /// How a manifest is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +97,25 @@ pub enum ApplyError {
     /// A file was changed by somebody else between planning and switching.
     #[error("`{0}` was changed by somebody else meanwhile")]
     Changed(String),
+    /// More would be removed than the policy allows.
+    #[error("{removed} of {there} files would be removed, and `max_delete` is {percent}%")]
+    TooMany {
+        /// How many.
+        removed: u64,
+        /// Of how many.
+        there: u64,
+        /// How many of a hundred may be.
+        percent: u8,
+    },
+    /// The file system does not tell two names apart.
+    #[error("`{0}` and `{1}` are one name on this file system, which does not tell upper and lower case apart")]
+    CaseClash(String, String),
     /// A content came that was not asked for.
     #[error("content {0} was not asked for")]
     Unwanted(Digest),
+    /// A content is not what it was to be.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// Contents did not come.
     #[error("{0} contents are still missing")]
     Missing(usize),
@@ -117,81 +141,233 @@ fn failed(doing: &'static str, path: &impl ToString) -> impl FnOnce(io::Error) -
     move |source| ApplyError::Io { doing, path, source }
 }
 
+/// Where a manifest is to be applied, and what is known of it.
+pub struct Destination<'a> {
+    /// An open directory that the destination lies in.
+    pub base: &'a Dir,
+    /// The destination, relative to `base`; empty, it is `base` itself.
+    pub path: &'a Path,
+    /// The agent's state, where ledgers, indices and what is staged are kept.
+    pub state: &'a Dir,
+    /// What the destination is called there.
+    pub key: &'a str,
+    /// A path below the destination that is never looked at, touched or removed.
+    pub protect: Option<&'a Path>,
+    /// Whether every file is read, whatever is known of it.
+    pub verify: bool,
+}
+
+/// What a plan is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// How the manifest is applied.
+    pub mode: Mode,
+    /// How much of what is there may be removed, in percent of its files.
+    pub max_delete_percent: u8,
+}
+
+impl Destination<'_> {
+    /// What an apply of this version would answer, if it is known that nothing would be changed by it; this takes one look at each entry.
+    ///
+    /// # Errors
+    /// If the destination can not be looked at.
+    pub fn unchanged(&self, version: &Digest, mode: Mode) -> Result<Option<Applied>, ApplyError> {
+        let trees = ledger::place(self.state)?;
+        if self.verify || mode == Mode::MirrorDeletingForeign || ledger::is_begun(&trees, self.key) {
+            return Ok(None);
+        }
+        let Some(index) = Index::read(&trees, self.key).filter(|index| index.bundle == *version) else { return Ok(None) };
+        if mode == Mode::Mirror && !index.is_all {
+            return Ok(None);
+        }
+        let mut walker = Walker::new(tree::reopen(self.base).map_err(failed("open", &"."))?);
+        let destination = tree_path(self.path)?;
+        let Some(top) = walker.directory(destination.as_ref()).map_err(failed("open", &"the destination"))? else { return Ok(None) };
+        let mut walker = Walker::new(top.try_clone().map_err(failed("open", &"the destination"))?);
+        // What can not be looked at is looked at again, and told.
+        let holds = index.still_holds(&mut walker).unwrap_or(false);
+        let (files, bytes) = index.sizes();
+        Ok(holds.then_some(Applied { files, bytes, ..Applied::default() }))
+    }
+
+    /// The manifest of this version, if the destination was brought to it or to one that is put over it.
+    ///
+    /// # Errors
+    /// If the ledger can not be read.
+    pub fn manifest(&self, version: &Digest) -> Result<Option<Manifest>, ApplyError> {
+        let ledger = Ledger::read(&ledger::place(self.state)?, self.key)?;
+        Ok(ledger.settled().filter(|settled| settled.version() == *version).cloned())
+    }
+
+    /// Looks at the destination and decides what to do.
+    ///
+    /// # Errors
+    /// If something is in the way that may not be replaced: what the ledger knows may be, with [`Mode::MirrorDeletingForeign`] anything
+    /// below the destination may; what the destination itself goes through may never. If the manifest names what is protected. If more
+    /// would be removed than `rules` allow. If something can not be read.
+    pub fn plan(&self, manifest: Manifest, rules: Rules) -> Result<Plan, ApplyError> {
+        let since = Moment::now();
+        let destination = tree_path(self.path)?;
+        let protect = self.protect.map(tree_path).transpose()?.flatten();
+        let base = tree::reopen(self.base).map_err(failed("open", &"."))?;
+        let state = tree::reopen(self.state).map_err(failed("open", &"the agent's state"))?;
+        let trees = ledger::place(&state)?;
+        let ledger = Ledger::read(&trees, self.key)?;
+        let staged = staging::name(self.key);
+        let (deepest, exists) = find(&base, destination.as_ref())?;
+        let known = match Index::read(&trees, self.key).filter(|_| !self.verify) {
+            Some(index) => index.stamps(),
+            None => HashMap::new(),
+        };
+        let local = |dir: Dir| Local { walker: Walker::new(dir), known: known.clone() };
+        let place = if exists { Some(local(deepest.try_clone().map_err(failed("open", &"."))?)) } else { None };
+        let steps = Survey {
+            manifest: &manifest,
+            mode: rules.mode,
+            ledger: &ledger,
+            protect: protect.as_ref(),
+            max_delete_percent: rules.max_delete_percent,
+            place,
+            steps: Steps::default(),
+        };
+        let mut steps = steps.steps()?;
+        let after = if rules.mode == Mode::Push { ledger.with(&manifest)? } else { manifest.clone() };
+        let staging = Staging::new(&state, deepest, staged)?;
+        let targets = staging::targets(&manifest, &steps.put);
+        if let Some(dir) = staging.existing() {
+            staging::prune(dir, &manifest, &steps.put).map_err(failed("clear", &"what was staged"))?;
+            let there: HashSet<u32> = staging::staged(dir, &manifest, &steps.missing, &targets).into_iter().collect();
+            steps.missing.retain(|index| !there.contains(index));
+        }
+        let mut plan = Plan {
+            awaited: steps.missing.iter().filter_map(|index| manifest.contents().get(*index as usize).copied()).collect(),
+            begun_place: ledger.next_place(&after),
+            is_recorded: ledger.settled() == Some(&after),
+            is_whole: false,
+            exists,
+            key: self.key.to_owned(),
+            rules,
+            base,
+            destination,
+            state,
+            trees,
+            manifest,
+            after,
+            steps,
+            staging,
+            targets,
+            known,
+            since,
+            opener: None,
+            content: Vec::new(),
+            large: None,
+        };
+        plan.is_whole = plan.can_be_whole(&ledger, protect.as_ref())?;
+        plan.check_case()?;
+        Ok(plan)
+    }
+}
+
 /// What is to be done to bring a destination to what a manifest says.
-#[derive(Debug)]
 pub struct Plan {
     base: Dir,
     destination: Option<TreePath>,
     state: Dir,
+    trees: Dir,
     key: String,
+    rules: Rules,
     manifest: Manifest,
-    mode: Mode,
-    /// What the ledger will say, if that is something else than it says.
-    record: Option<Manifest>,
+    /// What the ledger will say.
+    after: Manifest,
+    /// Whether it says that already.
+    is_recorded: bool,
     begun_place: usize,
+    exists: bool,
+    /// Whether the destination is put together anew and switched by one rename.
+    is_whole: bool,
     steps: Steps,
     staging: Staging,
+    targets: HashMap<Digest, Vec<Target>>,
     /// The contents that are missing and have not come yet.
-    awaited: HashMap<Digest, (u32, u64)>,
+    awaited: HashMap<Digest, u64>,
+    /// How the files looked that were known from before.
+    known: HashMap<TreePath, (u64, tree::Stamp)>,
+    /// The moment before anything was looked at.
+    since: Moment,
+    opener: Option<Opener>,
+    content: Vec<u8>,
+    /// The large file that was written to last.
+    large: Option<(Digest, File)>,
 }
 
 impl Plan {
-    /// Looks at a destination and decides what to do.
-    ///
-    /// `destination` is relative to `base`; empty, it is `base` itself. `state` is where the ledger is kept, under `ledger_key`. `protect`
-    /// is a path below the destination that is never looked at, touched or removed. What a plan that was cut off left is removed.
+    /// The contents that are neither at the destination nor staged, as indices into [`Manifest::contents`], ascending.
+    pub fn missing(&self) -> &[u32] {
+        &self.steps.missing
+    }
+
+    /// What the destination is to become.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Takes a missing content, verifies it, and stages it.
     ///
     /// # Errors
-    /// If something is in the way that may not be replaced: what the ledger knows may be, with [`Mode::MirrorDeletingForeign`] anything
-    /// below the destination may; what the destination itself goes through may never. If the manifest names what is protected. If
-    /// something can not be read.
-    pub fn make(
-        base: &Dir,
-        destination: &Path,
-        state: &Dir,
-        ledger_key: &str,
-        manifest: Manifest,
-        mode: Mode,
-        protect: Option<&Path>,
-    ) -> Result<Self, ApplyError> {
-        let destination = tree_path(destination)?;
-        let protect = protect.map(tree_path).transpose()?.flatten();
-        let base = tree::reopen(base).map_err(failed("open", &"."))?;
-        let state = tree::reopen(state).map_err(failed("open", &"the agent's state"))?;
-        let ledger = Ledger::read(&state, ledger_key)?;
-        let staged = staging::name(ledger_key);
-        let (deepest, exists) = find(&base, destination.as_ref(), &staged)?;
-        let walker = if exists { Some(Walker::new(deepest.try_clone().map_err(failed("open", &"."))?)) } else { None };
-        let steps = Survey::new(&manifest, mode, &ledger, protect.as_ref(), walker).steps()?;
-        let after = if mode == Mode::Push { ledger.with(&manifest)? } else { manifest.clone() };
-        let awaited = steps.missing.iter().filter_map(|index| {
-            let (digest, size) = manifest.contents().get(*index as usize)?;
-            Some((*digest, (*index, *size)))
-        });
-        Ok(Self {
-            awaited: awaited.collect(),
-            begun_place: ledger.next_place(&after),
-            record: Some(after).filter(|after| ledger.settled() != Some(after)),
-            staging: Staging::new(deepest, staged),
-            key: ledger_key.to_owned(),
-            base,
-            destination,
-            state,
-            manifest,
-            mode,
-            steps,
-        })
+    /// If it was not asked for, or is not what it says; if it can not be written.
+    pub fn take(&mut self, packed: &Packed) -> Result<(), ApplyError> {
+        if self.awaited.get(&packed.digest) != Some(&u64::from(packed.size)) {
+            return Err(ApplyError::Unwanted(packed.digest));
+        }
+        let opener = match &mut self.opener {
+            Some(opener) => opener,
+            None => self.opener.insert(Opener::new()?),
+        };
+        opener.open(packed, &mut self.content)?;
+        let staging = self.staging.open()?;
+        for target in self.targets.get(&packed.digest).into_iter().flatten() {
+            let written = match target {
+                Target::Whole(dressed) => staging::write_whole(staging, &packed.digest, &self.content, *dressed),
+                Target::Piece { file, size, offset } => {
+                    large(&mut self.large, staging, file, *size).and_then(|file| staging::write_piece(file, &self.content, *offset))
+                }
+            };
+            written.map_err(failed("stage content", &packed.digest))?;
+        }
+        self.awaited.remove(&packed.digest);
+        Ok(())
     }
 
-    /// The contents that the destination does not have, as indices into [`Manifest::contents`], ascending.
-    pub fn missing(&self) -> Vec<u32> {
-        self.steps.missing.clone()
+    /// Refuses two names that the file system takes for one.
+    fn check_case(&mut self) -> Result<(), ApplyError> {
+        if self.steps.put.is_empty() {
+            return Ok(());
+        }
+        let mut folded: HashMap<Vec<u8>, &TreePath> = HashMap::new();
+        let lower = |path: &TreePath| String::from_utf8_lossy(path.as_bytes()).to_lowercase().into_bytes();
+        let clash = self.manifest.entries().iter().find_map(|entry| Some((folded.insert(lower(&entry.path), &entry.path)?, &entry.path)));
+        let Some((one, other)) = clash.map(|(one, other)| (one.to_string(), other.to_string())) else { return Ok(()) };
+        let staging = self.staging.open()?;
+        let is_folding = || {
+            staging::create(staging, "Case")?;
+            let folded = tree::look(staging, b"cASE")?.is_some();
+            staging.remove_file("Case")?;
+            Ok(folded)
+        };
+        match is_folding().map_err(failed("stage", &"a file"))? {
+            true => Err(ApplyError::CaseClash(one, other)),
+            false => Ok(()),
+        }
     }
+}
 
-    /// Takes missing contents, in any order, into the staging directory.
-    pub fn receive(&mut self) -> Receive<'_> {
-        Receive::new(self)
-    }
+/// The large file of a digest, opened if it is not the one that was written to last.
+fn large<'a>(last: &'a mut Option<(Digest, File)>, staging: &Dir, digest: &Digest, size: u64) -> io::Result<&'a File> {
+    let open = match last.take() {
+        Some(open) if open.0 == *digest => open,
+        _ => (*digest, staging::open_large(staging, digest, size)?),
+    };
+    Ok(&last.insert(open).1)
 }
 
 /// A path below a directory; none for the directory itself.
@@ -214,11 +390,9 @@ fn tree_path(path: &Path) -> Result<Option<TreePath>, ApplyError> {
     TreePath::from_bytes(&bytes).map(Some).map_err(|source| ApplyError::Path { path: shown, source })
 }
 
-/// The destination and `true`, or the deepest directory on its way that exists. Clears what a plan that was cut off left on the way: its
-/// staging directory is where the deepest directory was at the time.
-fn find(base: &Dir, destination: Option<&TreePath>, staged: &str) -> Result<(Dir, bool), ApplyError> {
+/// The destination and `true`, or the deepest directory on its way that exists.
+fn find(base: &Dir, destination: Option<&TreePath>) -> Result<(Dir, bool), ApplyError> {
     let mut dir = base.try_clone().map_err(failed("open", &"."))?;
-    staging::clear(&dir, staged).map_err(failed("remove", &staged))?;
     let mut path: Option<TreePath> = None;
     for component in destination.iter().flat_map(|destination| destination.components()) {
         let step = path.as_ref().map_or_else(|| TreePath::from_bytes(component), |path| path.join(component));
@@ -230,7 +404,6 @@ fn find(base: &Dir, destination: Option<&TreePath>, staged: &str) -> Result<(Dir
                 return Err(ApplyError::Conflict { path: here.to_string(), found: seen.name(), wanted: "a directory" });
             }
         }
-        staging::clear(&dir, staged).map_err(failed("remove", &staged))?;
         path = Some(here);
     }
     Ok((dir, true))

@@ -1,20 +1,22 @@
 //! Where contents come from, and how they are sent.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::pin::Pin;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use cap_std::fs::Dir;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::OnceCell;
 
 use super::manifest::{Kind, Manifest};
-use super::pack::{PackError, Packer};
-use super::path::TreePath;
+use super::pack::{Opener, Packed, Packer, write_end};
+use super::scan::Spot;
 use super::tree::{self, Walker};
 use crate::limits::PIECE_BYTES;
 use crate::names::{BundleName, Digest};
+
+/// How much is done to make a manifest small.
+const MANIFEST_LEVEL: i32 = 3;
 
 /// One version of a bundle, and where its contents are.
 #[derive(Clone)]
@@ -27,9 +29,28 @@ pub struct Bundle {
     pub manifest: Arc<Manifest>,
     /// Where its contents are.
     pub contents: Arc<dyn Contents>,
+    packed: Arc<OnceCell<Bytes>>,
 }
 
 impl Bundle {
+    /// Puts it together.
+    pub fn new(name: BundleName, manifest: Manifest, contents: Arc<dyn Contents>) -> Self {
+        Self { name, version: manifest.version(), manifest: Arc::new(manifest), contents, packed: Arc::default() }
+    }
+
+    /// The manifest as it is sent: its text as one zstd frame. It is made once for all agents.
+    ///
+    /// # Errors
+    /// If it can not be compressed.
+    pub async fn packed_manifest(&self) -> io::Result<Bytes> {
+        let made = self.packed.get_or_try_init(async || {
+            let manifest = Arc::clone(&self.manifest);
+            let made = tokio::task::spawn_blocking(move || zstd::bulk::compress(&manifest.to_bytes(), MANIFEST_LEVEL)).await;
+            made.map_err(io::Error::other)?.map(Bytes::from)
+        });
+        made.await.cloned()
+    }
+
     /// The content of one file of at most `bytes_max` bytes; none if there is no such file, or it is larger.
     ///
     /// # Errors
@@ -37,128 +58,163 @@ impl Bundle {
     pub async fn read_file(&self, path: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
         let entries = self.manifest.entries();
         let found = entries.binary_search_by(|entry| entry.path.as_bytes().cmp(path.as_bytes())).ok().and_then(|at| entries.get(at));
-        let Some(Kind::File { size, digest }) = found.map(|entry| &entry.kind) else { return Ok(None) };
+        let Some((entry, Kind::File { size, .. })) = found.map(|entry| (entry, &entry.kind)) else { return Ok(None) };
         if *size > bytes_max {
             return Ok(None);
         }
-        let mut content = Vec::new();
-        self.contents.read(digest).await?.take(bytes_max + 1).read_to_end(&mut content).await?;
-        if Digest::of(&content) == *digest { Ok(Some(content)) } else { Err(io::Error::other(format!("`{path}` is damaged"))) }
+        let (mut whole, mut content) = (Vec::new(), Vec::new());
+        let mut opener = Opener::new().map_err(io::Error::other)?;
+        for (digest, _) in entry.contents() {
+            let index = self.manifest.content_index(&digest).ok_or(io::ErrorKind::NotFound)?;
+            opener.open(&self.contents.read(index).await?, &mut content).map_err(io::Error::other)?;
+            whole.extend_from_slice(&content);
+        }
+        Ok(Some(whole))
     }
 }
 
-/// A place that has contents.
+/// The contents of one version of a bundle; they are named by their index in [`Manifest::contents`].
 #[async_trait::async_trait]
 pub trait Contents: Send + Sync {
-    /// Opens a content.
+    /// Which contents lie together, and are best read one after the other: those with the same answer.
+    fn group(&self, index: u32) -> u64;
+
+    /// One of some groups that costs less to read just now, because others read it.
+    fn at_hand(&self, groups: &BTreeMap<u64, Vec<u32>>) -> Option<u64>;
+
+    /// Reads a content, compressed. Whether it has its digest is for the one who opens it to verify.
     ///
     /// # Errors
-    /// If it is not there ([`io::ErrorKind::NotFound`]), or can not be read.
-    async fn read(&self, digest: &Digest) -> io::Result<Pin<Box<dyn AsyncRead + Send>>>;
+    /// If it is not there ([`io::ErrorKind::NotFound`]), can not be read, or is not what it was when the bundle was made.
+    async fn read(&self, index: u32) -> io::Result<Packed>;
+
+    /// Waits for a turn to send contents, which lasts as long as what is answered is held.
+    async fn turn(&self) -> Box<dyn Send + Sync>;
+
+    /// Waits until so many bytes may be sent.
+    async fn pace(&self, bytes: usize);
 }
 
-/// The contents of a directory that was scanned. A file that has changed since is found when it is read to its end.
+/// The contents of a directory that was scanned. A file that has changed since is found when it is read.
 pub struct DirectoryContents {
     dir: Arc<Dir>,
-    places: BTreeMap<Digest, TreePath>,
+    spots: Arc<[(Digest, Spot)]>,
 }
 
 impl DirectoryContents {
     /// The directory that was scanned, and what [`scan`](super::scan::scan) said of it.
-    pub fn new(dir: Dir, places: BTreeMap<Digest, TreePath>) -> Self {
-        Self { dir: Arc::new(dir), places }
+    pub fn new(dir: Dir, manifest: &Manifest, spots: &HashMap<Digest, Spot>) -> Self {
+        let known = manifest.contents().iter().filter_map(|(digest, _)| Some((*digest, spots.get(digest)?.clone())));
+        Self { dir: Arc::new(dir), spots: known.collect() }
     }
 }
 
 #[async_trait::async_trait]
 impl Contents for DirectoryContents {
-    async fn read(&self, digest: &Digest) -> io::Result<Pin<Box<dyn AsyncRead + Send>>> {
-        let path = self.places.get(digest).cloned().ok_or(io::ErrorKind::NotFound)?;
-        let dir = Arc::clone(&self.dir);
-        let open = move || {
-            let mut walker = Walker::new(tree::reopen(&dir)?);
-            let parent = walker.directory(path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
-            tree::open_file(parent, path.name())
-        };
-        let file = tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??;
-        Ok(Box::pin(tokio::fs::File::from_std(file.into_std())))
+    fn group(&self, _: u32) -> u64 {
+        0
     }
+
+    fn at_hand(&self, _: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
+        None
+    }
+
+    async fn read(&self, index: u32) -> io::Result<Packed> {
+        let (digest, spot) = self.spots.get(index as usize).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let dir = Arc::clone(&self.dir);
+        let read = move || {
+            let mut content = Vec::new();
+            read_spot(&dir, &spot, &mut content)?;
+            if Digest::of(&content) != digest {
+                return Err(io::Error::other(format!("`{}` was changed meanwhile", spot.path)));
+            }
+            Packer::new().and_then(|mut packer| packer.pack(digest, &content)).map_err(io::Error::other)
+        };
+        tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+    }
+
+    async fn turn(&self) -> Box<dyn Send + Sync> {
+        Box::new(())
+    }
+
+    async fn pace(&self, _: usize) {}
+}
+
+/// Reads what was at a spot of a directory into `content`, which is overwritten.
+///
+/// # Errors
+/// If it can not be read. It may be something else by now, or shorter.
+pub fn read_spot(dir: &Dir, spot: &Spot, content: &mut Vec<u8>) -> io::Result<()> {
+    let mut walker = Walker::new(tree::reopen(dir)?);
+    let parent = walker.directory(spot.path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
+    let mut file = tree::open_file(parent, spot.path.name())?;
+    file.seek(SeekFrom::Start(spot.offset))?;
+    content.clear();
+    file.take(spot.size).read_to_end(content)?;
+    Ok(())
 }
 
 /// Why contents can not be sent.
 #[derive(Debug, thiserror::Error)]
-pub enum ContentsError {
-    /// A content could not be read.
-    #[error("can not read content {digest}")]
-    Read {
-        /// Which.
-        digest: Digest,
-        /// Why.
-        source: io::Error,
-    },
-    /// A content could not be packed; its size is not what it was, say.
-    #[error(transparent)]
-    Pack(#[from] PackError),
+#[error("can not read content {digest}")]
+pub struct ContentsError {
+    digest: Digest,
+    source: io::Error,
 }
 
-/// A content of which so much is still to be read.
-type Open = (Digest, u64, Pin<Box<dyn AsyncRead + Send>>);
-
-/// Reads contents and packs them, piece by piece, as fast as the pieces are asked for.
-///
-/// Holds one piece of a content and what the compressor gathers. Whether a content has its digest is the other side's to verify.
+/// Reads contents and makes a pack of them, piece by piece, as fast as the pieces are asked for. Holds little more than one content.
 pub struct Packing {
-    contents: Arc<dyn Contents>,
-    wanted: std::vec::IntoIter<(Digest, u64)>,
-    packer: Option<Packer>,
-    open: Option<Open>,
+    bundle: Bundle,
+    groups: BTreeMap<u64, Vec<u32>>,
+    group: std::vec::IntoIter<u32>,
     packed: BytesMut,
+    ended: bool,
+    _turn: Box<dyn Send + Sync>,
 }
 
 impl Packing {
-    /// Packs these contents, in this order.
-    ///
-    /// # Errors
-    /// If the compressor can not be made.
-    pub fn new(contents: Arc<dyn Contents>, wanted: Vec<(Digest, u64)>) -> Result<Self, ContentsError> {
-        Ok(Self { contents, wanted: wanted.into_iter(), packer: Some(Packer::new()?), open: None, packed: BytesMut::new() })
+    /// Packs these contents of a bundle, by their indices, in whatever order is best. Waits for its turn.
+    pub async fn new(bundle: &Bundle, wanted: impl IntoIterator<Item = u32>) -> Self {
+        let turn = bundle.contents.turn().await;
+        let mut groups: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        for index in wanted {
+            groups.entry(bundle.contents.group(index)).or_default().push(index);
+        }
+        Self { bundle: bundle.clone(), groups, group: Vec::new().into_iter(), packed: BytesMut::new(), ended: false, _turn: turn }
     }
 
     /// The next piece of the pack, of at most [`PIECE_BYTES`] and never empty; none after its end.
     ///
     /// # Errors
-    /// If a content can not be read, or has not the size that it was to have. After an error there is no going on.
+    /// If a content can not be read. After an error there is no going on.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ContentsError> {
-        while self.packed.len() < PIECE_BYTES {
-            let Some(mut packer) = self.packer.take() else { break };
-            if self.step(&mut packer).await? {
-                self.packed.extend_from_slice(&packer.take());
-                self.packer = Some(packer);
-            } else {
-                self.packed.extend_from_slice(&packer.finish()?);
+        while self.packed.len() < PIECE_BYTES && !self.ended {
+            match self.index() {
+                Some(index) => {
+                    let read = self.bundle.contents.read(index).await;
+                    let digest = self.bundle.manifest.contents().get(index as usize).map(|(digest, _)| *digest);
+                    let digest = digest.unwrap_or_else(|| Digest::from_bytes([0; 32]));
+                    read.map_err(|source| ContentsError { digest, source })?.write(&mut self.packed);
+                }
+                None => {
+                    write_end(&mut self.packed);
+                    self.ended = true;
+                }
             }
         }
         let count = self.packed.len().min(PIECE_BYTES);
+        self.bundle.contents.pace(count).await;
         Ok(Some(self.packed.split_to(count).freeze()).filter(|piece| !piece.is_empty()))
     }
 
-    /// Packs one piece of a content, or opens the next; whether there was any.
-    async fn step(&mut self, packer: &mut Packer) -> Result<bool, ContentsError> {
-        let Some((digest, left, mut reader)) = self.open.take() else {
-            let Some((digest, size)) = self.wanted.next() else { return Ok(false) };
-            let reader = self.contents.read(&digest).await.map_err(|source| ContentsError::Read { digest, source })?;
-            packer.begin(&digest, size)?;
-            self.open = Some((digest, size, reader));
-            return Ok(true);
-        };
-        // One byte more than is left would show that the content has grown.
-        let mut piece = Vec::with_capacity(usize::try_from(left).unwrap_or(PIECE_BYTES).saturating_add(1).min(PIECE_BYTES));
-        let count = reader.read_buf(&mut piece).await.map_err(|source| ContentsError::Read { digest, source })? as u64;
-        if count == 0 {
-            return if left == 0 { Ok(true) } else { Err(PackError::Size(digest).into()) };
+    fn index(&mut self) -> Option<u32> {
+        loop {
+            if let Some(index) = self.group.next() {
+                return Some(index);
+            }
+            let at_hand = self.bundle.contents.at_hand(&self.groups);
+            let group = at_hand.or_else(|| self.groups.first_key_value().map(|(group, _)| *group))?;
+            self.group = self.groups.remove(&group)?.into_iter();
         }
-        packer.data(&piece)?;
-        self.open = Some((digest, left.saturating_sub(count), reader));
-        Ok(true)
     }
 }

@@ -53,6 +53,33 @@ pub struct Ledger {
     begun: Vec<Manifest>,
 }
 
+/// Opens where the ledgers are, and makes the place if it is not there.
+pub(super) fn place(state: &Dir) -> Result<Dir, LedgerError> {
+    let open = || {
+        match state.create_dir_with(PLACE, DirBuilder::new().mode(0o700)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(_) => {}
+            // The handle may be one that can not be made durable.
+            Ok(()) => rustix::fs::fsync(tree::reopen(state)?)?,
+        }
+        tree::enter(state, PLACE.as_bytes())
+    };
+    open().map_err(|source| LedgerError::Write { file: PLACE.to_owned(), source })
+}
+
+/// Whether an apply at a destination was cut off.
+pub(super) fn is_begun(trees: &Dir, key: &str) -> bool {
+    !matches!(tree::look(trees, begun_file(&file(key), 0).as_bytes()), Ok(None))
+}
+
+/// Keeps what a destination holds now under another name, before the next thing is settled.
+///
+/// # Errors
+/// If there is nothing, or it can not be kept.
+pub(super) fn keep(trees: &Dir, key: &str, to: &Dir, name: &str) -> io::Result<()> {
+    trees.hard_link(file(key), to, name)
+}
+
 fn file(key: &str) -> String {
     Digest::of(key.as_bytes()).to_string()
 }
@@ -66,13 +93,13 @@ impl Ledger {
     ///
     /// # Errors
     /// If the files can not be read, or are damaged.
-    pub fn read(state: &Dir, key: &str) -> Result<Self, LedgerError> {
+    pub fn read(trees: &Dir, key: &str) -> Result<Self, LedgerError> {
         let file = file(key);
         let mut begun = Vec::new();
-        while let Some(manifest) = read(state, &begun_file(&file, begun.len()))? {
+        while let Some(manifest) = read(trees, &begun_file(&file, begun.len()))? {
             begun.push(manifest);
         }
-        Ok(Self { settled: read(state, &file)?, begun })
+        Ok(Self { settled: read(trees, &file)?, begun })
     }
 
     /// The manifest as it was left; `None` if nothing was ever put there, or something was cut off.
@@ -104,6 +131,11 @@ impl Ledger {
         Ok(all)
     }
 
+    /// The entry of a file as it was left, if nothing was cut off.
+    pub(super) fn left(&self, path: &TreePath) -> Option<&Entry> {
+        self.settled()?.get(path)
+    }
+
     /// Whether what is seen at a path is what was put there, by its kind.
     pub(super) fn put(&self, path: &TreePath, seen: &Seen) -> bool {
         self.manifests().filter_map(|manifest| manifest.get(path)).any(|entry| is(entry, seen))
@@ -114,7 +146,7 @@ impl Ledger {
 pub(super) fn is(entry: &Entry, seen: &Seen) -> bool {
     matches!(
         (&entry.kind, seen),
-        (Kind::Directory, Seen::Directory(_)) | (Kind::File { .. }, Seen::File(..)) | (Kind::Symlink { .. }, Seen::Symlink(_))
+        (Kind::Directory, Seen::Directory(_)) | (Kind::File { .. }, Seen::File { .. }) | (Kind::Symlink { .. }, Seen::Symlink(_))
     )
 }
 
@@ -122,22 +154,16 @@ pub(super) fn is(entry: &Entry, seen: &Seen) -> bool {
 ///
 /// # Errors
 /// If it can not be written.
-pub(super) fn begin(state: &Dir, key: &str, place: usize, manifest: &Manifest) -> Result<(), LedgerError> {
+pub(super) fn begin(trees: &Dir, key: &str, place: usize, manifest: &Manifest) -> Result<(), LedgerError> {
     let file = file(key);
     let begun = begun_file(&file, place);
     let write = || {
-        match state.create_dir_with(PLACE, DirBuilder::new().mode(0o700)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Err(_) => {}
-            Ok(()) => rustix::fs::fsync(state)?,
-        }
-        let place = tree::enter(state, PLACE.as_bytes())?;
         let beside = format!("{file}.new");
-        let mut new = place.open_with(&beside, OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))?;
+        let mut new = trees.open_with(&beside, OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))?;
         new.write_all(&manifest.to_bytes())?;
         new.sync_all()?;
-        place.rename(&beside, &place, &begun)?;
-        Ok(rustix::fs::fsync(&place)?)
+        trees.rename(&beside, trees, &begun)?;
+        Ok(rustix::fs::fsync(trees)?)
     };
     write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{begun}"), source })
 }
@@ -146,23 +172,20 @@ pub(super) fn begin(state: &Dir, key: &str, place: usize, manifest: &Manifest) -
 ///
 /// # Errors
 /// If it can not be written.
-pub(super) fn settle(state: &Dir, key: &str, place: usize) -> Result<(), LedgerError> {
+pub(super) fn settle(trees: &Dir, key: &str, place: usize) -> Result<(), LedgerError> {
     let file = file(key);
     let write = || {
-        let dir = tree::enter(state, PLACE.as_bytes())?;
-        dir.rename(begun_file(&file, place), &dir, &file)?;
+        trees.rename(begun_file(&file, place), trees, &file)?;
         // The last first: cut off in between, those that are left count as Muster's still, and none is passed over.
-        (0..place).rev().try_for_each(|place| dir.remove_file(begun_file(&file, place)))?;
-        Ok(rustix::fs::fsync(&dir)?)
+        (0..place).rev().try_for_each(|place| trees.remove_file(begun_file(&file, place)))?;
+        Ok(rustix::fs::fsync(trees)?)
     };
     write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{file}"), source })
 }
 
-fn read(state: &Dir, file: &str) -> Result<Option<Manifest>, LedgerError> {
+fn read(trees: &Dir, file: &str) -> Result<Option<Manifest>, LedgerError> {
     let mut text = Vec::new();
-    let read = tree::enter(state, PLACE.as_bytes())
-        .and_then(|place| tree::open_file(&place, file.as_bytes()))
-        .and_then(|open| open.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text));
+    let read = tree::open_file(trees, file.as_bytes()).and_then(|open| open.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text));
     let file = format!("{PLACE}/{file}");
     match read {
         Ok(_) => Manifest::parse(&text).map(Some).map_err(|source| LedgerError::Damaged { file, source }),

@@ -1,13 +1,18 @@
 //! What a tree is: its paths, kinds, modes, and the digests of its contents. A text, and the sha256 of that text is the tree's version.
 //!
 //! ```text
-//! muster-manifest 1
+//! muster-manifest 2
 //! d 755 bin
-//! f 755 31 2bb8…e3 bin/tool
+//! f 755 1767225600 31 2bb8…e3 bin/tool
 //! l bin/latest tool
+//! f 644 1767225600 1200000 90aa…11 data
+//! c 700000 1f0c…22
+//! c 500000 ab31…07
 //! ```
 //!
-//! One line an entry, sorted by path. There is one text for one tree: a text that differs by a byte is refused.
+//! One line an entry, sorted by path; of a file mode, time of its last change (seconds since 1970), size and digest. A file over
+//! [`CHUNK_BYTES_MAX`] is followed by its chunks, by size and digest; they are what is kept and sent of it. There is one text for one
+//! tree: a text that differs by a byte is refused.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -15,10 +20,10 @@ use std::fmt::Write as _;
 use sha2::{Digest as _, Sha256};
 
 use super::path::{PathError, TreePath, escape, unescape};
-use crate::limits::{BUNDLE_ENTRIES_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX};
+use crate::limits::{BUNDLE_ENTRIES_MAX, CHUNK_BYTES_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX};
 use crate::names::Digest;
 
-const HEAD: &str = "muster-manifest 1";
+const HEAD: &str = "muster-manifest 2";
 
 /// Why a manifest is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +69,9 @@ pub enum ManifestError {
     /// One content is said to have two sizes.
     #[error("`{0}` has the digest of another file of another size")]
     TwoSizes(TreePath),
+    /// A file's chunks are not what its size asks for.
+    #[error("`{0}` has chunks that are not the whole of it, or too large, or that it should not have")]
+    Chunks(TreePath),
 }
 
 /// What an entry is.
@@ -75,8 +83,12 @@ pub enum Kind {
     File {
         /// Its bytes.
         size: u64,
+        /// When it was last changed, in seconds since 1970.
+        mtime: i64,
         /// The sha256 of its content.
         digest: Digest,
+        /// The sha256 and the size of each of its chunks, in their order; none of a file of at most [`CHUNK_BYTES_MAX`].
+        chunks: Box<[(Digest, u32)]>,
     },
     /// A symlink.
     Symlink {
@@ -103,6 +115,7 @@ pub struct Entry {
 pub struct Manifest {
     entries: Vec<Entry>,
     contents: Vec<(Digest, u64)>,
+    indices: HashMap<Digest, u32>,
     files: u64,
     bytes: u64,
     version: Digest,
@@ -115,7 +128,7 @@ impl Manifest {
     /// If they are not one consistent tree within the limits; see [`ManifestError`].
     pub fn new(mut entries: Vec<Entry>) -> Result<Self, ManifestError> {
         entries.sort_by(|one, other| one.path.cmp(&other.path));
-        Self::of_sorted(entries)
+        Self::of_sorted(entries, None)
     }
 
     /// Reads a manifest's text.
@@ -130,49 +143,57 @@ impl Manifest {
         if lines.next() != Some(HEAD.as_bytes()) {
             return Err(ManifestError::Head);
         }
-        let (mut entries, mut again) = (Vec::new(), String::new());
+        let (mut entries, mut cut, mut last) = (Vec::new(), Vec::new(), 1);
         for (line, number) in lines.zip(2..) {
+            last = number;
+            if let Some(chunk) = line.strip_prefix(b"c ") {
+                cut.push(parse_chunk(chunk).ok_or(ManifestError::Line { line: number })?);
+                continue;
+            }
             if entries.len() >= BUNDLE_ENTRIES_MAX {
                 return Err(ManifestError::TooMany);
             }
-            let entry = Entry::parse(line, number)?;
-            again.clear();
-            entry.write(&mut again);
-            if again.as_bytes().strip_suffix(b"\n") != Some(line) {
-                return Err(ManifestError::Line { line: number });
-            }
-            entries.push(entry);
+            give_chunks(&mut entries, &mut cut, number)?;
+            entries.push(Entry::parse(line, number)?);
         }
-        Self::of_sorted(entries)
+        give_chunks(&mut entries, &mut cut, last + 1)?;
+        Self::of_sorted(entries, Some(Digest::of(text)))
     }
 
-    fn of_sorted(entries: Vec<Entry>) -> Result<Self, ManifestError> {
+    /// `version` is the digest of the text, if it is known.
+    fn of_sorted(entries: Vec<Entry>, version: Option<Digest>) -> Result<Self, ManifestError> {
         if entries.len() > BUNDLE_ENTRIES_MAX {
             return Err(ManifestError::TooMany);
         }
-        let mut sizes = HashMap::new();
-        let (mut contents, mut files, mut bytes) = (Vec::new(), 0, 0_u64);
+        let mut indices = HashMap::new();
+        let (mut contents, mut files, mut bytes): (Vec<(Digest, u64)>, _, _) = (Vec::new(), 0, 0_u64);
         for entry in &entries {
             entry.check()?;
-            match entry.kind {
-                Kind::Directory => {}
-                Kind::Symlink { .. } => files += 1,
-                Kind::File { size, digest } => {
-                    files += 1;
-                    bytes = bytes.saturating_add(size);
-                    match sizes.insert(digest, size) {
-                        None => contents.push((digest, size)),
-                        Some(before) if before != size => return Err(ManifestError::TwoSizes(entry.path.clone())),
-                        Some(_) => {}
-                    }
+            match &entry.kind {
+                Kind::Directory => continue,
+                Kind::Symlink { .. } => {}
+                Kind::File { size, .. } => bytes = bytes.saturating_add(*size),
+            }
+            files += 1;
+            for (digest, size) in entry.contents() {
+                let index = *indices.entry(digest).or_insert_with(|| {
+                    contents.push((digest, size));
+                    u32::try_from(contents.len() - 1).unwrap_or(u32::MAX)
+                });
+                if contents.get(index as usize).is_some_and(|(_, before)| *before != size) {
+                    return Err(ManifestError::TwoSizes(entry.path.clone()));
                 }
             }
         }
         if let Some((_, later)) = entries.iter().zip(entries.iter().skip(1)).find(|(one, later)| one.path >= later.path) {
             return Err(ManifestError::Order(later.path.clone()));
         }
-        let mut manifest = Self { entries, contents, files, bytes, version: Digest::from_bytes([0; 32]) };
+        let mut manifest = Self { entries, contents, indices, files, bytes, version: Digest::from_bytes([0; 32]) };
         manifest.check_parents()?;
+        if let Some(version) = version {
+            manifest.version = version;
+            return Ok(manifest);
+        }
         let (mut hasher, mut text_bytes) = (Sha256::new(), 0_usize);
         manifest.write(|piece| {
             hasher.update(piece);
@@ -269,27 +290,55 @@ impl Manifest {
     pub fn contents(&self) -> &[(Digest, u64)] {
         &self.contents
     }
+
+    /// The index of a content in [`contents`](Self::contents).
+    pub fn content_index(&self, digest: &Digest) -> Option<u32> {
+        self.indices.get(digest).copied()
+    }
 }
 
 impl Entry {
+    /// What is kept and sent of it, with sizes, in the order of the file; nothing of what is no file.
+    pub fn contents(&self) -> impl Iterator<Item = (Digest, u64)> {
+        let (whole, chunks) = match &self.kind {
+            Kind::File { size, digest, chunks, .. } if chunks.is_empty() => (Some((*digest, *size)), None),
+            Kind::File { chunks, .. } => (None, Some(chunks)),
+            _ => (None, None),
+        };
+        whole.into_iter().chain(chunks.into_iter().flatten().map(|(digest, size)| (*digest, u64::from(*size))))
+    }
+
+    /// The chunks of a large file.
+    pub fn chunks(&self) -> &[(Digest, u32)] {
+        match &self.kind {
+            Kind::File { chunks, .. } => chunks,
+            _ => &[],
+        }
+    }
+
     fn parse(line: &[u8], number: usize) -> Result<Self, ManifestError> {
-        let not_understood = ManifestError::Line { line: number };
-        let text = |field: &'_ [u8]| std::str::from_utf8(field).ok().map(str::to_owned);
-        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').take(6).collect();
-        let (mode, kind, path) = match *fields.as_slice() {
-            [b"d", mode, path] => (mode, Some(Kind::Directory), path),
-            [b"f", mode, size, digest, path] => {
-                let size = text(size).and_then(|size| size.parse().ok());
-                let digest = text(digest).and_then(|digest| digest.parse().ok());
-                (mode, size.zip(digest).map(|(size, digest)| Kind::File { size, digest }), path)
+        let not_understood = || ManifestError::Line { line: number };
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mut field = || fields.next().ok_or_else(not_understood);
+        let (kind, mode, path) = match field()? {
+            b"d" => (Kind::Directory, octal(field()?).ok_or_else(not_understood)?, field()?),
+            b"f" => {
+                let mode = octal(field()?).ok_or_else(not_understood)?;
+                let mtime = decimal(field()?).ok_or_else(not_understood)?;
+                let size = decimal(field()?).ok_or_else(not_understood)?;
+                let digest = digest(field()?).ok_or_else(not_understood)?;
+                (Kind::File { size, mtime, digest, chunks: Box::default() }, mode, field()?)
             }
-            [b"l", path, target] => (b"0".as_slice(), unescape(target).map(|target| Kind::Symlink { target: target.into() }), path),
-            _ => return Err(not_understood),
+            b"l" => {
+                let path = field()?;
+                let target = unescape(field()?).ok_or_else(not_understood)?;
+                (Kind::Symlink { target: target.into() }, 0, path)
+            }
+            _ => return Err(not_understood()),
         };
-        let mode = text(mode).and_then(|mode| u32::from_str_radix(&mode, 8).ok());
-        let (Some(mode), Some(kind)) = (mode, kind) else {
-            return Err(not_understood);
-        };
+        if fields.next().is_some() {
+            return Err(not_understood());
+        }
         let path = TreePath::from_text(path).map_err(|source| ManifestError::Path { line: number, source })?;
         Ok(Self { path, mode, kind })
     }
@@ -299,9 +348,14 @@ impl Entry {
         // Writing to a string can not fail.
         let _ = match kind {
             Kind::Directory => writeln!(line, "d {mode:03o} {path}"),
-            Kind::File { size, digest } => writeln!(line, "f {mode:03o} {size} {digest} {path}"),
+            Kind::File { size, mtime, digest, .. } => writeln!(line, "f {mode:03o} {mtime} {size} {digest} {path}"),
             Kind::Symlink { target } => writeln!(line, "l {path} {}", escape(target)),
         };
+        if let Kind::File { chunks, .. } = kind {
+            for (digest, size) in chunks {
+                let _ = writeln!(line, "c {size} {digest}");
+            }
+        }
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -311,10 +365,59 @@ impl Entry {
         }
         match &self.kind {
             Kind::File { size, .. } if *size > FILE_BYTES_MAX => Err(ManifestError::FileTooLarge(self.path.clone())),
+            Kind::File { size, chunks, .. } if !are_whole(*size, chunks) => Err(ManifestError::Chunks(self.path.clone())),
             Kind::Symlink { target } if !stays_inside(&self.path, target) => Err(ManifestError::Target(self.path.clone())),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether chunks are those of a file of this size: none, if it is small.
+fn are_whole(size: u64, chunks: &[(Digest, u32)]) -> bool {
+    if size <= CHUNK_BYTES_MAX as u64 {
+        return chunks.is_empty();
+    }
+    let all = chunks.iter().all(|(_, size)| (1..=CHUNK_BYTES_MAX as u64).contains(&u64::from(*size)));
+    all && chunks.iter().map(|(_, size)| u64::from(*size)).sum::<u64>() == size
+}
+
+/// Gives the chunks that were read to the file that they follow. There are none behind what is no large file.
+fn give_chunks(entries: &mut [Entry], cut: &mut Vec<(Digest, u32)>, number: usize) -> Result<(), ManifestError> {
+    if cut.is_empty() {
+        return Ok(());
+    }
+    match entries.last_mut().map(|entry| &mut entry.kind) {
+        Some(Kind::File { chunks, .. }) => {
+            *chunks = std::mem::take(cut).into();
+            Ok(())
+        }
+        _ => Err(ManifestError::Line { line: number - 1 }),
+    }
+}
+
+fn parse_chunk(line: &[u8]) -> Option<(Digest, u32)> {
+    let at = line.iter().position(|byte| *byte == b' ')?;
+    let (size, rest) = line.split_at_checked(at)?;
+    Some((digest(rest.get(1..)?)?, decimal(size)?))
+}
+
+/// A number as it is written: without a sign that says nothing, and without zeros in front.
+fn decimal<N: std::str::FromStr>(field: &[u8]) -> Option<N> {
+    let digits = field.strip_prefix(b"-").unwrap_or(field);
+    let plain = digits.iter().all(u8::is_ascii_digit) && (digits.first() != Some(&b'0') || field == b"0");
+    std::str::from_utf8(field).ok().filter(|_| plain)?.parse().ok()
+}
+
+/// Permission bits as they are written: three digits.
+fn octal(field: &[u8]) -> Option<u32> {
+    let digits = field.len() == 3 && field.iter().all(|byte| (b'0'..=b'7').contains(byte));
+    std::str::from_utf8(field).ok().filter(|_| digits).and_then(|text| u32::from_str_radix(text, 8).ok())
+}
+
+/// A digest as it is written: in lower case, without a prefix.
+fn digest(field: &[u8]) -> Option<Digest> {
+    let lower = field.len() == 64 && field.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    std::str::from_utf8(field).ok().filter(|_| lower)?.parse().ok()
 }
 
 /// Whether a symlink's target stays in the tree: it goes up first, no further than the tree goes, and then only down.

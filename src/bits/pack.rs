@@ -1,280 +1,188 @@
-//! How contents travel: one zstd frame of records.
+//! How contents travel and are kept: each compressed by itself, so that what was compressed once is sent to any number of agents.
 //!
-//! A record is the mark 1, the content's digest (32 bytes), its size (8 bytes, little-endian) and its bytes; the mark 0 ends the stream.
-//! Both sides are pushed and hold no more than the compressor's window, whatever the sizes.
+//! A pack is a stream of records: the mark 1, the content's digest (32 bytes), its size and that of the compressed frame (4 bytes each,
+//! little-endian), and the zstd frame; the mark 0 ends it. A content has at most [`CHUNK_BYTES_MAX`] bytes, so neither side holds more
+//! than one record, whatever is sent.
 
-use std::io::{self, Write as _};
+use std::io;
 
-use sha2::{Digest as _, Sha256};
-use zstd::stream::raw::{DParameter, Decoder, Operation as _};
-use zstd::stream::write::Encoder;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use zstd::bulk::{Compressor, Decompressor};
 
-use crate::limits::{FILE_BYTES_MAX, PACK_WINDOW_LOG_MAX};
+use crate::limits::CHUNK_BYTES_MAX;
 use crate::names::Digest;
 
 const LEVEL: i32 = 3;
 const END: u8 = 0;
 const CONTENT: u8 = 1;
-/// Bytes of a content's digest and size.
-const HEAD_BYTES: usize = 40;
-const OUTPUT_BYTES: usize = 128 * 1024;
+/// Bytes of a record before its frame.
+const HEAD_BYTES: usize = 41;
+/// Bytes of a frame: what does not get smaller gets a little larger.
+pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + CHUNK_BYTES_MAX / 128 + 1024;
 
 /// Why contents can not be packed or unpacked.
 #[derive(Debug, thiserror::Error)]
-pub enum PackError<E: std::error::Error + 'static = std::convert::Infallible> {
-    /// Compression failed, or the stream is not compressed as it should be.
-    #[error("a pack that can not be compressed or decompressed")]
+pub enum PackError {
+    /// Compression failed, or a frame is not compressed as it should be.
+    #[error("a content that can not be compressed or decompressed")]
     Zstd(#[source] io::Error),
     /// A record has a mark that is not known.
     #[error("a pack with a record of an unknown kind")]
     Mark,
-    /// A content is too large.
-    #[error("a pack with a content of more than {FILE_BYTES_MAX} bytes")]
+    /// A content or its frame is too large.
+    #[error("a pack with a content of more than {CHUNK_BYTES_MAX} bytes")]
     TooLarge,
-    /// A content has not the size that it was to have.
-    #[error("content {0} has not the size that it was to have")]
-    Size(Digest),
     /// A content is not what it was to be.
     #[error("content {0} was damaged on its way")]
     Damaged(Digest),
     /// The stream ended before its end.
     #[error("a pack that was cut off")]
     Truncated,
-    /// The stream goes on after its end, or after it was refused.
+    /// The stream goes on after its end.
     #[error("a pack that goes on after its end")]
     Trailing,
-    /// What takes the contents failed.
-    #[error(transparent)]
-    Sink(E),
 }
 
-/// Packs contents.
-pub struct Packer {
-    encoder: Encoder<'static, Vec<u8>>,
-    content: Option<(Digest, u64)>,
+/// One content, compressed. What its frame holds is not known before it is [opened](Opener::open).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// The sha256 of the content.
+    pub digest: Digest,
+    /// The bytes of the content.
+    pub size: u32,
+    /// The content as one zstd frame.
+    pub frame: Bytes,
 }
+
+impl Packed {
+    /// How many bytes its record takes.
+    pub fn record_bytes(&self) -> usize {
+        HEAD_BYTES + self.frame.len()
+    }
+
+    /// Appends its record to a stream.
+    pub fn write(&self, stream: &mut BytesMut) {
+        stream.reserve(self.record_bytes());
+        stream.put_u8(CONTENT);
+        stream.put_slice(self.digest.as_bytes());
+        stream.put_u32_le(self.size);
+        stream.put_u32_le(u32::try_from(self.frame.len()).unwrap_or(u32::MAX));
+        stream.put_slice(&self.frame);
+    }
+}
+
+/// Appends the end of a stream.
+pub fn write_end(stream: &mut BytesMut) {
+    stream.put_u8(END);
+}
+
+/// Compresses contents.
+pub struct Packer(Compressor<'static>);
 
 impl Packer {
-    /// Begins a pack.
+    /// Makes a compressor.
     ///
     /// # Errors
-    /// If the compressor can not be made.
+    /// If it can not be made.
     pub fn new() -> Result<Self, PackError> {
-        Ok(Self { encoder: Encoder::new(Vec::new(), LEVEL).map_err(PackError::Zstd)?, content: None })
+        Compressor::new(LEVEL).map(Self).map_err(PackError::Zstd)
     }
 
-    /// Begins the next content.
+    /// Compresses one content.
     ///
     /// # Errors
-    /// If the content before is not complete, or this one is too large.
-    pub fn begin(&mut self, digest: &Digest, size: u64) -> Result<(), PackError> {
-        self.complete()?;
-        if size > FILE_BYTES_MAX {
+    /// If it is too large.
+    pub fn pack(&mut self, digest: Digest, content: &[u8]) -> Result<Packed, PackError> {
+        let size = u32::try_from(content.len()).ok().filter(|_| content.len() <= CHUNK_BYTES_MAX).ok_or(PackError::TooLarge)?;
+        Ok(Packed { digest, size, frame: self.0.compress(content).map_err(PackError::Zstd)?.into() })
+    }
+}
+
+/// Decompresses contents, and verifies them.
+pub struct Opener(Decompressor<'static>);
+
+impl Opener {
+    /// Makes a decompressor.
+    ///
+    /// # Errors
+    /// If it can not be made.
+    pub fn new() -> Result<Self, PackError> {
+        Decompressor::new().map(Self).map_err(PackError::Zstd)
+    }
+
+    /// Decompresses one content into `content`, which is overwritten. The frame may be hostile.
+    ///
+    /// # Errors
+    /// If the frame is none, or holds something else than the record says.
+    pub fn open(&mut self, packed: &Packed, content: &mut Vec<u8>) -> Result<(), PackError> {
+        let size = packed.size as usize;
+        if size > CHUNK_BYTES_MAX || packed.frame.len() > FRAME_BYTES_MAX {
             return Err(PackError::TooLarge);
         }
-        self.content = Some((*digest, size));
-        self.write(&[CONTENT])?;
-        self.write(digest.as_bytes())?;
-        self.write(&size.to_le_bytes())
-    }
-
-    /// Adds bytes to the content. What comes out is kept until [`take`](Self::take), so take after each piece.
-    ///
-    /// # Errors
-    /// If they are more than the content was to have.
-    pub fn data(&mut self, bytes: &[u8]) -> Result<(), PackError> {
-        match &mut self.content {
-            None => return Err(PackError::Trailing),
-            Some((digest, left)) => *left = left.checked_sub(bytes.len() as u64).ok_or(PackError::Size(*digest))?,
+        content.clear();
+        // No more is decompressed than there is room for.
+        content.reserve_exact(size);
+        let mut room = std::io::Cursor::new(&mut *content);
+        self.0.decompress_to_buffer(&packed.frame, &mut room).map_err(PackError::Zstd)?;
+        if content.len() != size || Digest::of(content) != packed.digest {
+            return Err(PackError::Damaged(packed.digest));
         }
-        self.write(bytes)
-    }
-
-    /// What came out since it was last taken; often nothing, as the compressor gathers small pieces.
-    pub fn take(&mut self) -> Vec<u8> {
-        std::mem::take(self.encoder.get_mut())
-    }
-
-    /// Ends the pack, and answers what came out since it was last taken.
-    ///
-    /// # Errors
-    /// If the last content is not complete.
-    pub fn finish(mut self) -> Result<Vec<u8>, PackError> {
-        self.complete()?;
-        self.write(&[END])?;
-        self.encoder.finish().map_err(PackError::Zstd)
-    }
-
-    fn complete(&self) -> Result<(), PackError> {
-        match self.content {
-            Some((digest, left)) if left > 0 => Err(PackError::Size(digest)),
-            _ => Ok(()),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), PackError> {
-        self.encoder.write_all(bytes).map_err(PackError::Zstd)
-    }
-}
-
-/// What takes contents as they are unpacked.
-pub trait Sink {
-    /// Why it may not be able to.
-    type Error: std::error::Error + 'static;
-
-    /// A content begins. The size is only what the stream says, and nothing should be reserved for it unless it was expected.
-    ///
-    /// # Errors
-    /// If the content is not wanted, or there is no place.
-    fn begin(&mut self, digest: &Digest, size: u64) -> Result<(), Self::Error>;
-
-    /// Bytes of the content; not yet verified.
-    ///
-    /// # Errors
-    /// If they can not be kept.
-    fn data(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
-
-    /// The content is complete, and its size and digest are right.
-    ///
-    /// # Errors
-    /// If it can not be kept.
-    fn end(&mut self) -> Result<(), Self::Error>;
-}
-
-enum State {
-    Mark,
-    Head(Vec<u8>),
-    Content { digest: Digest, left: u64, hasher: Sha256 },
-    Ended,
-    Refused,
-}
-
-/// Unpacks contents into a [`Sink`]. The stream may be hostile.
-pub struct Unpacker<S> {
-    decoder: Decoder<'static>,
-    output: Vec<u8>,
-    /// Whether the last output filled its buffer, so that there may be more without any more input.
-    full: bool,
-    frame_ended: bool,
-    state: State,
-    sink: S,
-}
-
-impl<S: Sink> Unpacker<S> {
-    /// Begins to unpack.
-    ///
-    /// # Errors
-    /// If the decompressor can not be made.
-    pub fn new(sink: S) -> Result<Self, PackError<S::Error>> {
-        let mut decoder = Decoder::new().map_err(PackError::Zstd)?;
-        decoder.set_parameter(DParameter::WindowLogMax(PACK_WINDOW_LOG_MAX)).map_err(PackError::Zstd)?;
-        Ok(Self { decoder, output: vec![0; OUTPUT_BYTES], full: false, frame_ended: false, state: State::Mark, sink })
-    }
-
-    /// Takes the next bytes of the stream, however it was cut.
-    ///
-    /// # Errors
-    /// If the stream is not a pack, a content is not what it says to be, or the sink fails. After an error there is no going on.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), PackError<S::Error>> {
-        while self.feed_some(&mut bytes)? {}
         Ok(())
     }
+}
 
-    /// Takes bytes off the front of a piece of the stream, as many as fill one buffer of what they unpack to: few bytes can stand for very
-    /// many. Answers whether there is more to be had.
+/// Takes a pack apart into its records. The stream may be hostile.
+#[derive(Debug, Default)]
+pub struct Unpacker {
+    waiting: BytesMut,
+    ended: bool,
+}
+
+impl Unpacker {
+    /// Takes the next bytes of the stream, however it was cut. All that [`record`](Self::record) answers is to be taken before more is given.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.waiting.extend_from_slice(bytes);
+    }
+
+    /// The next record that is there whole.
     ///
     /// # Errors
-    /// As [`feed`](Self::feed).
-    pub fn feed_some(&mut self, bytes: &mut &[u8]) -> Result<bool, PackError<S::Error>> {
-        let fed = self.decompress(bytes);
-        if fed.is_err() {
-            self.state = State::Refused;
-        }
-        fed
-    }
-
-    /// The sink, to take out of it what has come.
-    pub fn sink(&mut self) -> &mut S {
-        &mut self.sink
-    }
-
-    /// Ends the stream, and gives the sink back.
-    ///
-    /// # Errors
-    /// If the stream was cut off.
-    pub fn finish(self) -> Result<S, PackError<S::Error>> {
-        if self.frame_ended && matches!(self.state, State::Ended) { Ok(self.sink) } else { Err(PackError::Truncated) }
-    }
-
-    fn decompress(&mut self, bytes: &mut &[u8]) -> Result<bool, PackError<S::Error>> {
-        if matches!(self.state, State::Refused) {
+    /// If the stream is not a pack. After an error there is no going on.
+    pub fn record(&mut self) -> Result<Option<Packed>, PackError> {
+        let Some(mark) = self.waiting.first().copied() else { return Ok(None) };
+        if self.ended {
             return Err(PackError::Trailing);
         }
-        if bytes.is_empty() && !self.full {
-            return Ok(false);
-        }
-        if self.frame_ended {
-            return if bytes.is_empty() { Ok(false) } else { Err(PackError::Trailing) };
-        }
-        let mut output = std::mem::take(&mut self.output);
-        let status = self.decoder.run_on_buffers(bytes, &mut output).map_err(PackError::Zstd)?;
-        self.frame_ended = status.remaining == 0;
-        *bytes = bytes.get(status.bytes_read..).unwrap_or_default();
-        self.full = status.bytes_written == output.len();
-        self.records(output.get(..status.bytes_written).unwrap_or_default())?;
-        self.output = output;
-        Ok(!bytes.is_empty() || self.full)
-    }
-
-    fn records(&mut self, mut bytes: &[u8]) -> Result<(), PackError<S::Error>> {
-        while let Some((first, after)) = bytes.split_first() {
-            match &mut self.state {
-                State::Mark => {
-                    self.state = match *first {
-                        CONTENT => State::Head(Vec::with_capacity(HEAD_BYTES)),
-                        END => State::Ended,
-                        _ => return Err(PackError::Mark),
-                    };
-                    bytes = after;
-                }
-                State::Head(head) => {
-                    head.push(*first);
-                    bytes = after;
-                    if let Some((digest, size)) = head.split_first_chunk::<32>()
-                        && let Ok(size) = size.try_into().map(u64::from_le_bytes)
-                    {
-                        let digest = Digest::from_bytes(*digest);
-                        if size > FILE_BYTES_MAX {
-                            return Err(PackError::TooLarge);
-                        }
-                        self.sink.begin(&digest, size).map_err(PackError::Sink)?;
-                        self.state = State::Content { digest, left: size, hasher: Sha256::new() };
-                        self.end_if_complete()?;
-                    }
-                }
-                State::Content { left, hasher, .. } => {
-                    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                    let (piece, after) = bytes.split_at(count);
-                    hasher.update(piece);
-                    *left -= count as u64;
-                    self.sink.data(piece).map_err(PackError::Sink)?;
-                    bytes = after;
-                    self.end_if_complete()?;
-                }
-                State::Ended | State::Refused => return Err(PackError::Trailing),
+        match mark {
+            END => {
+                self.waiting.advance(1);
+                self.ended = true;
+                return self.record();
             }
+            CONTENT => {}
+            _ => return Err(PackError::Mark),
         }
-        Ok(())
+        let Some(mut head) = self.waiting.get(1..HEAD_BYTES) else { return Ok(None) };
+        let mut digest = [0; 32];
+        head.copy_to_slice(&mut digest);
+        let (size, frame_bytes) = (head.get_u32_le(), head.get_u32_le() as usize);
+        if size as usize > CHUNK_BYTES_MAX || frame_bytes > FRAME_BYTES_MAX {
+            return Err(PackError::TooLarge);
+        }
+        if self.waiting.len() < HEAD_BYTES + frame_bytes {
+            self.waiting.reserve(HEAD_BYTES + frame_bytes - self.waiting.len());
+            return Ok(None);
+        }
+        self.waiting.advance(HEAD_BYTES);
+        let frame = self.waiting.split_to(frame_bytes).freeze();
+        Ok(Some(Packed { digest: Digest::from_bytes(digest), size, frame }))
     }
 
-    fn end_if_complete(&mut self) -> Result<(), PackError<S::Error>> {
-        let State::Content { digest, left: 0, hasher } = &self.state else {
-            return Ok(());
-        };
-        if Digest::finish(hasher.clone()) != *digest {
-            return Err(PackError::Damaged(*digest));
-        }
-        self.state = State::Mark;
-        self.sink.end().map_err(PackError::Sink)
+    /// Ends the stream.
+    ///
+    /// # Errors
+    /// If it was cut off.
+    pub fn finish(&self) -> Result<(), PackError> {
+        if self.ended && self.waiting.is_empty() { Ok(()) } else { Err(PackError::Truncated) }
     }
 }

@@ -8,20 +8,45 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use cap_std::fs::{Dir, File, MetadataExt as _};
-use rustix::fs::{Mode, OFlags, openat};
+use cap_std::fs::{Dir, File};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, statat};
 use sha2::{Digest as _, Sha256};
 
 use super::path::{PathError, TreePath};
 use crate::names::Digest;
 
+/// What tells a file from the same file after a change, as long as clocks go forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Its inode.
+    pub(crate) inode: u64,
+    /// When its content was last changed, in nanoseconds since 1970.
+    pub(crate) mtime_ns: i64,
+    /// When anything of it was last changed.
+    pub(crate) ctime_ns: i64,
+}
+
+impl Stamp {
+    /// When its content was last changed, in whole seconds since 1970.
+    pub(crate) fn mtime(self) -> i64 {
+        self.mtime_ns.div_euclid(1_000_000_000)
+    }
+}
+
 /// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     /// A directory and its mode.
     Directory(u32),
-    /// A regular file, its mode and its size.
-    File(u32, u64),
+    /// A regular file.
+    File {
+        /// Its mode.
+        mode: u32,
+        /// Its bytes.
+        size: u64,
+        /// What tells whether it was changed.
+        stamp: Stamp,
+    },
     /// A symlink and what it holds.
     Symlink(Box<[u8]>),
     /// A socket, a fifo or a device.
@@ -30,10 +55,10 @@ pub(super) enum Seen {
 
 impl Seen {
     /// For an error's text.
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Directory(_) => "a directory",
-            Self::File(..) => "a file",
+            Self::File { .. } => "a file",
             Self::Symlink(_) => "a symlink",
             Self::Other => "a socket, a fifo or a device",
         }
@@ -72,21 +97,32 @@ pub(super) fn open_file(dir: &Dir, component: &[u8]) -> io::Result<File> {
 
 /// What is at a name.
 pub(super) fn look(dir: &Dir, component: &[u8]) -> io::Result<Option<Seen>> {
-    let metadata = match dir.symlink_metadata(name(component)) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+    let stat = match statat(dir, name(component), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
-    let mode = metadata.mode() & 0o7777;
-    Ok(Some(if metadata.is_dir() {
-        Seen::Directory(mode)
-    } else if metadata.is_file() {
-        Seen::File(mode, metadata.len())
-    } else if metadata.is_symlink() {
-        Seen::Symlink(dir.read_link_contents(name(component))?.as_os_str().as_bytes().into())
-    } else {
-        Seen::Other
+    Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Seen::Directory(stat.st_mode & 0o7777),
+        FileType::RegularFile => file(&stat),
+        FileType::Symlink => Seen::Symlink(dir.read_link_contents(name(component))?.as_os_str().as_bytes().into()),
+        _ => Seen::Other,
     }))
+}
+
+/// What a file looks like that is open.
+pub(super) fn look_at(file: &File) -> io::Result<Seen> {
+    Ok(self::file(&rustix::fs::fstat(file)?))
+}
+
+fn file(stat: &Stat) -> Seen {
+    let nanoseconds = |seconds: i64, part: u64| seconds.saturating_mul(1_000_000_000).saturating_add(i64::try_from(part).unwrap_or(0));
+    let stamp = Stamp {
+        inode: stat.st_ino,
+        mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
+        ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+    };
+    Seen::File { mode: stat.st_mode & 0o7777, size: u64::try_from(stat.st_size).unwrap_or(0), stamp }
 }
 
 /// The digest of a file's content, and how much there was.
@@ -116,10 +152,15 @@ impl Walker {
 
     /// The directory of a path of the tree, or its top; none if it, or what is on its way, is missing or no directory.
     pub(super) fn directory(&mut self, path: Option<&TreePath>) -> io::Result<Option<&Dir>> {
-        let components: Vec<&[u8]> = path.map(|path| path.components().collect()).unwrap_or_default();
-        let same = self.open.iter().zip(&components).take_while(|((one, _), other)| **one == ***other).count();
+        self.directory_of(path.map(TreePath::as_bytes).unwrap_or_default())
+    }
+
+    /// As [`directory`](Self::directory), of the bytes of a path; of none, the top.
+    pub(super) fn directory_of(&mut self, path: &[u8]) -> io::Result<Option<&Dir>> {
+        let components = || path.split(|byte| *byte == b'/').filter(|component| !component.is_empty());
+        let same = self.open.iter().zip(components()).take_while(|((one, _), other)| **one == **other).count();
         self.open.truncate(same);
-        for component in components.into_iter().skip(same) {
+        for component in components().skip(same) {
             match enter(self.last(), component) {
                 Ok(dir) => self.open.push((component.into(), dir)),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
@@ -132,8 +173,16 @@ impl Walker {
 
     /// What is at a path; nothing if something on its way is missing or no directory.
     pub(super) fn look(&mut self, path: &TreePath) -> io::Result<Option<Seen>> {
-        match self.directory(path.parent().as_ref())? {
-            Some(dir) => look(dir, path.name()),
+        self.look_bytes(path.as_bytes())
+    }
+
+    /// As [`look`](Self::look), of the bytes of a path.
+    pub(super) fn look_bytes(&mut self, path: &[u8]) -> io::Result<Option<Seen>> {
+        let end = path.iter().rposition(|byte| *byte == b'/');
+        let (parent, name) = path.split_at(end.unwrap_or_default());
+        let name = if end.is_some() { name.get(1..).unwrap_or_default() } else { name };
+        match self.directory_of(parent)? {
+            Some(dir) => look(dir, name),
             None => Ok(None),
         }
     }
@@ -145,7 +194,7 @@ impl Walker {
 
 /// Why a tree could not be walked.
 #[derive(Debug)]
-pub(super) enum WalkError {
+pub(crate) enum WalkError {
     /// A name makes a path that can not be.
     Path(String, PathError),
     /// Something could not be looked at.

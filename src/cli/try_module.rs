@@ -158,9 +158,9 @@ fn bundles(args: &Args) -> Result<BTreeMap<BundleName, Bundle>, CliError> {
     for (name, path) in &args.bundle {
         let what = format!("read {path}");
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| CliError::failed(what.clone(), error))?;
-        let (manifest, places) = scan(&dir, &mut |_| {}).map_err(|error| CliError::failed(what, error))?;
-        let contents = Arc::new(DirectoryContents::new(dir, places));
-        bundles.insert(name.clone(), Bundle { name: name.clone(), version: manifest.version(), manifest: Arc::new(manifest), contents });
+        let (manifest, spots) = scan(&dir, &mut |_| {}).map_err(|error| CliError::failed(what, error))?;
+        let contents = Arc::new(DirectoryContents::new(dir, &manifest, &spots));
+        bundles.insert(name.clone(), Bundle::new(name.clone(), manifest, contents));
     }
     Ok(bundles)
 }

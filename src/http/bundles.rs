@@ -1,26 +1,25 @@
 //! Bundles: contents that the server lacks first, then the manifest that makes a version of them.
 
-use std::collections::VecDeque;
+use std::collections::HashSet;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::Deserialize;
-use tokio::task::JoinSet;
 
 use crate::api::{Bundle, ContentsAsked, ContentsMissing, ContentsStored, Page};
 use crate::bits::manifest::Manifest;
-use crate::bits::pack::{Sink, Unpacker};
+use crate::bits::pack::{Opener, PackError, Packed, Unpacker};
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::problem::Fault;
 use crate::http::receive::{Asked, Name, Names, Paging, Pieces, body, json, page};
 use crate::journal::now_us;
-use crate::limits::{BLOB_PART_BYTES, BUNDLE_ENTRIES_MAX, CONTENTS_STORED_AT_ONCE, DIGESTS_ASKED_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX};
+use crate::limits::{CHUNKS_MAX, CONTENTS_VERIFIED_BYTES, DIGESTS_ASKED_MAX, MANIFEST_BYTES_MAX};
 use crate::names::{BundleName, Digest, TeamName};
-use crate::store::blobs::{BlobError, BlobWriter, Blobs};
 use crate::store::bundles::BundleRow;
+use crate::store::segments::SegmentWriter;
 
 impl From<BundleRow> for Bundle {
     fn from(row: BundleRow) -> Self {
@@ -48,149 +47,84 @@ pub(crate) async fn missing(State(app): State<App>, _person: Person, request: Re
     }
     let digests: Result<Vec<Digest>, _> = asked.digests.iter().map(|text| text.parse()).collect();
     let digests = digests.map_err(|error| Fault::unprocessable("digest", error.to_string()))?;
-    let sizes = app.blobs.sizes(&digests).await?;
-    let missing = digests.iter().zip(sizes).filter(|(_, size)| size.is_none()).map(|(digest, _)| digest.to_string()).collect();
+    let places = app.store.places(&digests).await?;
+    let missing = digests.iter().zip(places).filter(|(_, place)| place.is_none()).map(|(digest, _)| digest.to_string()).collect();
     Ok(axum::Json(ContentsMissing { missing }))
 }
 
-/// Takes contents: a pack, as `muster bundle push` makes it. What came whole before an error is kept.
+/// Takes contents: a pack, as `muster bundle push` makes it. Some of what came whole before an error is kept.
 #[utoipa::path(
     post, path = "/v1/contents", tag = "bundles", request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, body = ContentsStored), (status = "4XX", body = crate::api::Problem))
 )]
 pub(crate) async fn contents(State(app): State<App>, _person: Person, content: Body) -> Result<axum::Json<ContentsStored>, Fault> {
-    let broken = |error: &dyn std::error::Error| Fault::unprocessable("pack", format!("the pack can not be read: {error}"));
-    let mut pieces = Pieces::new(content);
-    let mut unpacker = Unpacker::new(Events::default()).map_err(|error| broken(&error))?;
-    let mut storing = Storing::new(app.blobs.clone());
-    while let Some(piece) = pieces.next().await? {
-        // A little at a time: what it unpacks to waits in memory.
-        let (mut left, mut more) = (piece.as_ref(), true);
-        while more {
-            more = unpacker.feed_some(&mut left).map_err(|error| broken(&error))?;
-            storing.store(unpacker.sink().take()).await?;
+    let mut storing = Storing { writer: app.segments.writer(), app, begun: 0, stored: ContentsStored { stored: 0, bytes: 0 } };
+    match storing.all(Pieces::new(content)).await {
+        Ok(()) => {}
+        Err(fault) => {
+            // What came before is worth keeping: whoever sends it again begins behind it.
+            if let Err(error) = storing.writer.finish().await {
+                tracing::debug!(%error, "what came before an upload broke off is not kept");
+            }
+            return Err(fault);
         }
     }
-    let mut events = unpacker.finish().map_err(|error| broken(&error))?;
-    storing.store(events.take()).await?;
-    Ok(axum::Json(storing.finish().await?))
+    storing.writer.finish().await?;
+    Ok(axum::Json(storing.stored))
 }
 
-/// What a pack unpacked to, waiting to be stored.
-#[derive(Default)]
-struct Events {
-    waiting: VecDeque<Event>,
-}
-
-enum Event {
-    Begin(Digest, u64),
-    Data(Bytes),
-    End,
-}
-
-impl Events {
-    fn take(&mut self) -> VecDeque<Event> {
-        std::mem::take(&mut self.waiting)
-    }
-}
-
-impl Sink for Events {
-    type Error = std::convert::Infallible;
-
-    fn begin(&mut self, digest: &Digest, size: u64) -> Result<(), Self::Error> {
-        self.waiting.push_back(Event::Begin(*digest, size));
-        Ok(())
-    }
-
-    fn data(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.waiting.push_back(Event::Data(Bytes::copy_from_slice(bytes)));
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), Self::Error> {
-        self.waiting.push_back(Event::End);
-        Ok(())
-    }
-}
-
-/// Contents on their way to the store: small ones some at once, as each of them waits for the disk; large ones piece by piece.
+/// Contents on their way to the store.
 struct Storing {
-    blobs: Blobs,
-    writing: Writing,
-    small: JoinSet<Result<(), BlobError>>,
+    app: App,
+    writer: SegmentWriter,
     begun: usize,
     stored: ContentsStored,
 }
 
-enum Writing {
-    Nothing,
-    Small(Digest, BytesMut),
-    Large(BlobWriter),
-}
-
 impl Storing {
-    fn new(blobs: Blobs) -> Self {
-        Self { blobs, writing: Writing::Nothing, small: JoinSet::new(), begun: 0, stored: ContentsStored { stored: 0, bytes: 0 } }
-    }
-
-    async fn store(&mut self, events: VecDeque<Event>) -> Result<(), Fault> {
-        for event in events {
-            match (event, &mut self.writing) {
-                (Event::Begin(_, size), _) if size > FILE_BYTES_MAX => {
-                    return Err(Fault::too_large(format!("a file of {size} bytes; {FILE_BYTES_MAX} are allowed")));
+    async fn all(&mut self, mut pieces: Pieces) -> Result<(), Fault> {
+        let (mut unpacker, mut waiting, mut waiting_bytes) = (Unpacker::default(), Vec::new(), 0);
+        while let Some(piece) = pieces.next().await? {
+            unpacker.feed(&piece);
+            while let Some(packed) = unpacker.record().map_err(broken)? {
+                self.begun += 1;
+                if self.begun > CHUNKS_MAX {
+                    return Err(Fault::too_large(format!("more than {CHUNKS_MAX} contents in one pack")));
                 }
-                (Event::Begin(..), _) if self.begun == BUNDLE_ENTRIES_MAX => {
-                    return Err(Fault::too_large(format!("more than {BUNDLE_ENTRIES_MAX} contents in one pack")));
-                }
-                (Event::Begin(digest, size), writing) => {
-                    self.begun += 1;
-                    // What is there already is passed over, as nothing would be written for all the waiting.
-                    if self.blobs.sizes(&[digest]).await?.first() == Some(&Some(size)) {
-                        continue;
-                    }
-                    self.stored.bytes += size;
-                    *writing = match size <= BLOB_PART_BYTES as u64 {
-                        true => Writing::Small(digest, BytesMut::new()),
-                        false => Writing::Large(self.blobs.writer(&digest, size).await?),
-                    };
-                }
-                (Event::Data(bytes), Writing::Small(_, content)) => content.extend_from_slice(&bytes),
-                (Event::Data(bytes), Writing::Large(writer)) => writer.write(&bytes).await?,
-                (Event::Data(_), Writing::Nothing) => {}
-                (Event::End, writing) => {
-                    match std::mem::replace(writing, Writing::Nothing) {
-                        Writing::Nothing => continue,
-                        Writing::Small(digest, content) => self.put(digest, content.freeze()).await?,
-                        Writing::Large(writer) => writer.finish().await?,
-                    }
-                    self.stored.stored += 1;
+                waiting_bytes += packed.record_bytes();
+                waiting.push(packed);
+                // What many records unpack to is looked at one after the other, so that a few bytes that stand for many take no memory.
+                if waiting_bytes >= CONTENTS_VERIFIED_BYTES {
+                    self.store(std::mem::take(&mut waiting)).await?;
+                    waiting_bytes = 0;
                 }
             }
         }
+        self.store(waiting).await?;
+        unpacker.finish().map_err(broken)
+    }
+
+    async fn store(&mut self, contents: Vec<Packed>) -> Result<(), Fault> {
+        let digests: Vec<Digest> = contents.iter().map(|packed| packed.digest).collect();
+        let verifying = tokio::task::spawn_blocking(move || {
+            let (mut opener, mut content) = (Opener::new()?, Vec::new());
+            contents.iter().try_for_each(|packed| opener.open(packed, &mut content))?;
+            Ok::<_, PackError>(contents)
+        });
+        let contents = verifying.await.map_err(|_| Fault::internal("verifying contents broke down"))?.map_err(broken)?;
+        let places = self.app.store.places(&digests).await?;
+        let mut seen = HashSet::new();
+        for (packed, _) in contents.iter().zip(&places).filter(|(packed, place)| place.is_none() && seen.insert(packed.digest)) {
+            self.writer.add(packed).await?;
+            self.stored.stored += 1;
+            self.stored.bytes += u64::from(packed.size);
+        }
         Ok(())
     }
+}
 
-    async fn put(&mut self, digest: Digest, content: Bytes) -> Result<(), Fault> {
-        if self.small.len() >= CONTENTS_STORED_AT_ONCE {
-            self.one().await?;
-        }
-        let blobs = self.blobs.clone();
-        self.small.spawn(async move { blobs.put(&digest, content).await.map(drop) });
-        Ok(())
-    }
-
-    async fn one(&mut self) -> Result<bool, Fault> {
-        match self.small.join_next().await {
-            None => Ok(false),
-            Some(Ok(stored)) => Ok(stored.map(|()| true)?),
-            Some(Err(_)) => Err(Fault::internal("storing a content broke down")),
-        }
-    }
-
-    async fn finish(mut self) -> Result<ContentsStored, Fault> {
-        while self.one().await? {}
-        Ok(self.stored)
-    }
+fn broken(error: PackError) -> Fault {
+    Fault::unprocessable("pack", format!("the pack can not be read: {error}"))
 }
 
 /// For which team a bundle is pushed.
@@ -225,16 +159,16 @@ pub(crate) async fn push(
         .map_err(|_| Fault::internal("reading the manifest broke down"))?
         .map_err(|error| Fault::unprocessable("manifest", format!("the manifest can not be used: {error}")))?;
     let digests: Vec<Digest> = manifest.contents().iter().map(|(digest, _)| *digest).collect();
-    let sizes = app.blobs.sizes(&digests).await?;
-    let missing = sizes.iter().filter(|size| size.is_none()).count();
+    let places = app.store.places(&digests).await?;
+    let missing = places.iter().filter(|place| place.is_none()).count();
     if missing > 0 {
         return Err(Fault::conflict("contents-missing", format!("the server lacks {missing} of the bundle's contents"))
             .with_hint("ask at /v1/contents/missing which, send them to /v1/contents, then push again"));
     }
     // No agent could take such a version: a content that has not the size that was said is refused there.
-    let odd = manifest.contents().iter().zip(&sizes).find(|((_, said), size)| size.is_some_and(|size| size != *said));
-    if let Some(((digest, said), size)) = odd {
-        let size = size.unwrap_or_default();
+    let odd = manifest.contents().iter().zip(&places).find(|((_, said), place)| place.is_some_and(|place| u64::from(place.size) != *said));
+    if let Some(((digest, said), place)) = odd {
+        let size = place.map(|place| place.size).unwrap_or_default();
         return Err(Fault::unprocessable("manifest", format!("content {digest} has {size} bytes, and the manifest says {said}")));
     }
     let row = BundleRow {

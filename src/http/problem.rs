@@ -12,6 +12,7 @@ use crate::sandbox::CompileError;
 use crate::shelf::ShelfError;
 use crate::store::StoreError;
 use crate::store::blobs::BlobError;
+use crate::store::segments::SegmentError;
 
 /// An error on its way to the client.
 #[derive(Debug, Clone)]
@@ -138,6 +139,15 @@ impl From<BlobError> for Fault {
     }
 }
 
+impl From<SegmentError> for Fault {
+    fn from(error: SegmentError) -> Self {
+        match error {
+            SegmentError::Blob(error) => error.into(),
+            SegmentError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<ShelfError> for Fault {
     fn from(error: ShelfError) -> Self {
         let text = error.to_string();
@@ -150,6 +160,7 @@ impl From<ShelfError> for Fault {
             ShelfError::Compile(error) => error.into(),
             ShelfError::Store(error) => error.into(),
             ShelfError::Blobs(error) => error.into(),
+            ShelfError::Segments(error) => error.into(),
             ShelfError::Damaged(_) => {
                 tracing::error!(error = text, "what was stored can not be read");
                 Self::internal("what was stored can not be read")

@@ -8,10 +8,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::SESSION_MESSAGE_BYTES_MAX;
-use crate::machine::{CallError, Change, Command, SyncMode};
+use crate::machine::{CallError, Change, Command, SyncRules};
+use crate::names::Digest;
 
 /// The version of this language. A server refuses a session in another.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// One message, whatever the transport.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,16 +91,17 @@ pub enum Call {
         /// Whether a directory goes with all that is in it.
         with_below: bool,
     },
-    /// Bring a bundle to a destination. The manifest follows as data on `In`; the agent answers on `Need` which contents it lacks, as
-    /// 32-bit little-endian indices into the manifest's distinct contents, and ends that with [`FromAgent::Needed`]; then the pack
-    /// (see `bits::pack`) follows on `In`, ended by [`ToAgent`]'s data of length 0.
+    /// Bring a bundle to a destination. An agent that does not know the manifest of the version asks for it with
+    /// [`FromAgent::Manifest`]; then it follows on `In`, compressed, ended by data of length 0. One that lacks contents says on `Need`
+    /// which, as 32-bit little-endian indices into the manifest's distinct contents, and ends that with [`FromAgent::Needed`]; then the
+    /// pack (see `bits::pack`) follows on `In`, ended by data of length 0.
     Sync {
         /// A directory.
         destination: String,
-        /// How.
-        mode: SyncMode,
-        /// How many bytes of manifest follow.
-        manifest_bytes: u64,
+        /// What may be done there.
+        rules: SyncRules,
+        /// The version of the bundle.
+        version: Digest,
     },
     /// End what was launched.
     Stop {},
@@ -126,6 +128,11 @@ pub enum FromAgent {
         instance: String,
         /// What was launched, and how it is.
         launched: Launched,
+    },
+    /// The manifest of a sync is not known.
+    Manifest {
+        /// The call's id.
+        id: u32,
     },
     /// All indices of what is lacking have been sent.
     Needed {

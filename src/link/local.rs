@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bits::contents::{Bundle, Packing};
@@ -9,8 +10,8 @@ use crate::limits::OUTPUT_BYTES_MAX;
 use crate::link::Link;
 use crate::machine::exec::{Environment, exec};
 use crate::machine::root::Root;
-use crate::machine::sync::sync;
-use crate::machine::{CallError, Change, Command, Output, Stream, SyncMode};
+use crate::machine::sync::{Source, sync};
+use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules, with_causes};
 
 /// Pieces that wait between one side and the other.
 const PIECES_WAITING: usize = 16;
@@ -80,30 +81,18 @@ impl Link for Local {
         self.blocking(move |root| root.remove(&path, with_below)).await
     }
 
-    async fn sync(&self, destination: &str, bundle: &Bundle, mode: SyncMode) -> Result<Change, CallError> {
+    async fn sync(&self, destination: &str, bundle: &Bundle, rules: SyncRules) -> Result<Change, CallError> {
         let (needed, need) = oneshot::channel();
-        let (sender, mut pieces) = mpsc::channel(PIECES_WAITING);
-        let (destination, manifest) = (destination.to_owned(), bundle.manifest.to_bytes());
-        let mut needed = Some(needed);
-        let applying = self.blocking(move |root| {
-            let need = |indices: &[u32]| {
-                if let Some(needed) = needed.take() {
-                    // Whoever asked may have given up; the pieces that do not come then end the work.
-                    let _ = needed.send(indices.to_vec());
-                }
-                Ok(())
-            };
-            sync(root, &destination, mode, &manifest, need, || Ok(pieces.blocking_recv()))
-        });
-        let mut bytes_sent = 0;
+        let (sender, pieces) = mpsc::channel(PIECES_WAITING);
+        let manifest = bundle.packed_manifest().await.map_err(|error| CallError::Other(error.to_string()))?;
+        let (destination, version) = (destination.to_owned(), bundle.version);
+        let mut source = Here { manifest, needed: Some(needed), pieces };
+        let applying = self.blocking(move |root| sync(root, &destination, rules, &version, false, &mut source));
         let sending = async {
-            // No answer: what is wrong with the destination is told by the other side.
-            let Ok(indices) = need.await else { return Ok(()) };
-            let contents = bundle.manifest.contents();
-            let wanted: Vec<_> = indices.iter().filter_map(|index| contents.get(*index as usize).copied()).collect();
-            bytes_sent = wanted.iter().map(|(_, size)| size).sum();
-            let mut packing = Packing::new(Arc::clone(&bundle.contents), wanted).map_err(|error| CallError::Other(error.to_string()))?;
-            while let Some(piece) = packing.next().await.map_err(|error| CallError::Other(error.to_string()))? {
+            // No answer: nothing is needed, or what is wrong with the destination is told by the other side.
+            let Ok(wanted) = need.await else { return Ok(()) };
+            let mut packing = Packing::new(bundle, wanted).await;
+            while let Some(piece) = packing.next().await.map_err(|error| CallError::Other(with_causes(&error)))? {
                 if sender.send(piece).await.is_err() {
                     break;
                 }
@@ -114,7 +103,7 @@ impl Link for Local {
         let (change, sent) = tokio::join!(applying, sending);
         // What could not be read is the cause of what the other side says then.
         sent?;
-        change.map(|change| Change { bytes_sent, ..change })
+        change
     }
 
     async fn stop(&self) -> Result<bool, CallError> {
@@ -123,5 +112,30 @@ impl Link for Local {
 
     async fn launch(&self, _command: &Command) -> Result<(), CallError> {
         Err(CallError::Other("nothing is launched on this machine".into()))
+    }
+}
+
+/// The bundle's side of a sync.
+struct Here {
+    manifest: Bytes,
+    needed: Option<oneshot::Sender<Vec<u32>>>,
+    pieces: mpsc::Receiver<Bytes>,
+}
+
+impl Source for Here {
+    fn manifest(&mut self) -> Result<Bytes, CallError> {
+        Ok(self.manifest.clone())
+    }
+
+    fn need(&mut self, contents: &[u32]) -> Result<(), CallError> {
+        if let Some(needed) = self.needed.take() {
+            // Whoever asked may have given up; the pieces that do not come then end the work.
+            let _ = needed.send(contents.to_vec());
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self) -> Result<Option<Bytes>, CallError> {
+        Ok(self.pieces.blocking_recv())
     }
 }

@@ -16,7 +16,7 @@ use crate::bits::contents::{Bundle, Packing};
 use crate::limits::{OUTPUT_BYTES_MAX, PIECE_BYTES};
 use crate::link::Link;
 use crate::link::frames::{Answer, Call, Channel, Data, FrameError, FromAgent, Launched, Message, ToAgent, decode, encode};
-use crate::machine::{CallError, Change, Command, Output, Stream, SyncMode};
+use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules, with_causes};
 
 /// Pieces of a call's data that wait for the call to take them.
 const PIECES_WAITING: usize = 16;
@@ -41,6 +41,7 @@ struct Calls {
 
 enum Incoming {
     Data(Channel, Bytes),
+    Manifest,
     Needed,
     Done(Result<Answer, CallError>),
 }
@@ -78,6 +79,7 @@ impl Session {
             }
             Message::Text(text) => match decode::<FromAgent>(&text)? {
                 FromAgent::Done { id, answer } => (id, Incoming::Done(answer)),
+                FromAgent::Manifest { id } => (id, Incoming::Manifest),
                 FromAgent::Needed { id } => (id, Incoming::Needed),
                 FromAgent::Launched { launched } => return Ok(Some(Event::Launched(launched))),
                 FromAgent::Draining { reason } => return Ok(Some(Event::Draining(reason))),
@@ -280,7 +282,7 @@ impl Link for Session {
                     output.truncated |= bytes.len() > room;
                     kept.extend(bytes.iter().take(room));
                 }
-                Incoming::Needed => return Err(odd()),
+                Incoming::Manifest | Incoming::Needed => return Err(odd()),
                 Incoming::Done(answer) => {
                     let Answer::Exited { status, truncated } = answer? else { return Err(odd()) };
                     output.status = status;
@@ -298,7 +300,7 @@ impl Link for Session {
             match open.next().await? {
                 Incoming::Data(Channel::Out, bytes) if content.len() + bytes.len() <= bytes_max => content.extend_from_slice(&bytes),
                 Incoming::Done(answer) => return answer.map(|_| content),
-                Incoming::Data(..) | Incoming::Needed => return Err(odd()),
+                Incoming::Data(..) | Incoming::Manifest | Incoming::Needed => return Err(odd()),
             }
         }
     }
@@ -317,54 +319,52 @@ impl Link for Session {
         changed(self.begin(Call::Remove { path: path.into(), with_below }).await?.answer().await?)
     }
 
-    async fn sync(&self, destination: &str, bundle: &Bundle, mode: SyncMode) -> Result<Change, CallError> {
-        let text = Arc::clone(&bundle.manifest);
-        let manifest = tokio::task::spawn_blocking(move || Bytes::from(text.to_bytes())).await;
-        let manifest = manifest.map_err(|_| CallError::Other("writing the manifest broke down".into()))?;
-        let call = Call::Sync { destination: destination.into(), mode, manifest_bytes: manifest.len() as u64 };
-        let mut open = self.begin(call).await?;
+    async fn sync(&self, destination: &str, bundle: &Bundle, rules: SyncRules) -> Result<Change, CallError> {
+        let mut open = self.begin(Call::Sync { destination: destination.into(), rules, version: bundle.version }).await?;
         let sender = open.sender();
-        sender.all(&manifest).await?;
         let contents = bundle.manifest.contents();
-        let mut wanted = Vec::new();
-        let mut named = HashSet::new();
-        let mut partial = Vec::new();
+        let (mut wanted, mut named, mut partial) = (Vec::new(), HashSet::new(), Vec::new());
+        let mut asked = false;
         loop {
             match open.next().await? {
+                // Once: otherwise an agent could have it sent without end.
+                Incoming::Manifest if !asked => {
+                    asked = true;
+                    sender.all(&bundle.packed_manifest().await.map_err(|error| CallError::Other(error.to_string()))?).await?;
+                    sender.piece(Bytes::new()).await?;
+                }
                 Incoming::Data(Channel::Need, bytes) => {
                     partial.extend_from_slice(&bytes);
                     let whole = partial.len() - partial.len() % 4;
                     for index in partial.drain(..whole).collect::<Vec<_>>().chunks_exact(4) {
                         let index = index.try_into().map(u32::from_le_bytes).map_err(|_| odd())?;
-                        // Each once: otherwise an agent could have the same bytes sent without end.
-                        if !named.insert(index) {
+                        if !named.insert(index) || index as usize >= contents.len() {
                             return Err(odd());
                         }
-                        wanted.push(*contents.get(index as usize).ok_or_else(odd)?);
+                        wanted.push(index);
                     }
                 }
                 Incoming::Needed => break,
-                Incoming::Done(answer) => return changed(answer?),
-                Incoming::Data(..) => return Err(odd()),
+                Incoming::Done(answer) => return changed(answer?).map(|change| Change { bytes_sent: 0, ..change }),
+                Incoming::Data(..) | Incoming::Manifest => return Err(odd()),
             }
         }
-        let bytes_sent = wanted.iter().map(|(_, size)| size).sum();
-        let failed = |error: crate::bits::contents::ContentsError| CallError::Other(error.to_string());
-        // In a task of its own: what compressing costs is not the module's, whose processor time is that of the task which calls here.
-        let contents = Arc::clone(&bundle.contents);
+        let bytes_sent = wanted.iter().filter_map(|index| contents.get(*index as usize)).map(|(_, size)| size).sum();
+        // In a task of its own: what sending costs is not the module's, whose processor time is that of the task which calls here.
+        let bundle = bundle.clone();
         let packing = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut packing = Packing::new(contents, wanted).map_err(failed)?;
-            while let Some(piece) = packing.next().await.map_err(failed)? {
+            let mut packing = Packing::new(&bundle, wanted).await;
+            while let Some(piece) = packing.next().await.map_err(|error| CallError::Other(with_causes(&error)))? {
                 sender.piece(piece).await?;
             }
             sender.piece(Bytes::new()).await
         }));
-        // The agent may end the call before all is sent: its disk is full, say. Then nothing more is packed.
+        // The agent may end the call before all is sent: its disk is full, say. Then nothing more is sent.
         let answer = tokio::select! {
             biased;
             incoming = open.next() => match incoming? {
                 Incoming::Done(answer) => changed(answer?),
-                Incoming::Data(..) | Incoming::Needed => Err(odd()),
+                Incoming::Data(..) | Incoming::Manifest | Incoming::Needed => Err(odd()),
             },
             packed = packing => {
                 packed.map_err(|_| CallError::Other("packing broke down".into()))??;

@@ -1,76 +1,125 @@
 //! Brings bundles to directories of this machine: what the bits do, done below the agent's root.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use bytes::Bytes;
 
 use super::root::{Root, STATE_NAME};
-use super::{CallError, Change, SyncMode, with_causes};
-use crate::bits::apply::{ApplyError, Mode, Plan};
+use super::{CallError, Change, SyncMode, SyncRules, with_causes};
+use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Rules};
 use crate::bits::manifest::Manifest;
 use crate::bits::pack::{PackError, Unpacker};
+use crate::limits::MANIFEST_BYTES_MAX;
+use crate::names::Digest;
 
-/// Brings the tree of a manifest to a destination. Blocks its thread.
+/// The other side of a sync: who has the bundle.
+pub trait Source {
+    /// The compressed manifest. Asked for once, if it is not known here.
+    ///
+    /// # Errors
+    /// When the other side is lost.
+    fn manifest(&mut self) -> Result<Bytes, CallError>;
+
+    /// Says which contents are lacking, as indices into the manifest's distinct contents. Said once, and not if none are.
+    ///
+    /// # Errors
+    /// When the other side is lost.
+    fn need(&mut self, contents: &[u32]) -> Result<(), CallError>;
+
+    /// The next piece of the pack of what is needed; none after the last.
+    ///
+    /// # Errors
+    /// When the other side is lost.
+    fn piece(&mut self) -> Result<Option<Bytes>, CallError>;
+}
+
+/// Brings the tree of a version to a destination. Blocks its thread.
 ///
-/// `need` is told once which contents are lacking, as indices into the manifest's distinct contents. Then `piece` is asked for the pack,
-/// piece by piece, until it answers that there is no more. Nothing at the destination is changed before the pack is there whole. The
-/// caller takes care that one sync at a time works on a root.
+/// Nothing at the destination is changed before all that is needed is there. The caller takes care that one sync at a time works on a root.
+/// With `verify` every file is read, whatever is known of it.
 ///
 /// # Errors
 /// When the manifest is none, the destination may not be written to, something is in the way, the pack is not what was asked for, the
-/// machine fails, or `need` or `piece` does.
+/// machine fails, or the source does.
 pub fn sync(
     root: &Root,
     destination: &str,
-    mode: SyncMode,
-    manifest: &[u8],
-    need: impl FnOnce(&[u32]) -> Result<(), CallError>,
-    mut piece: impl FnMut() -> Result<Option<Bytes>, CallError>,
+    rules: SyncRules,
+    version: &Digest,
+    verify: bool,
+    source: &mut impl Source,
 ) -> Result<Change, CallError> {
     let destination = root.destination(destination)?;
     let key = destination.absolute.to_str();
     let key = key.ok_or_else(|| CallError::Invalid(format!("`{}` leads to a path that is not Unicode", destination.absolute.display())))?;
-    let manifest = Manifest::parse(manifest).map_err(|error| CallError::Invalid(with_causes(&error)))?;
-    let sizes = manifest.contents().iter().map(|(_, size)| *size).collect::<Vec<_>>();
-    let mode = match mode {
+    let mode = match rules.mode {
         SyncMode::Push => Mode::Push,
         SyncMode::Mirror => Mode::Mirror,
         SyncMode::MirrorDeletingForeign => Mode::MirrorDeletingForeign,
     };
     let protect = destination.holds_own.then_some(Path::new(STATE_NAME));
-    let mut plan = Plan::make(&destination.base, &destination.path, root.state(), key, manifest, mode, protect).map_err(not_applied)?;
-    let missing = plan.missing();
-    let bytes_sent = missing.iter().filter_map(|index| sizes.get(usize::try_from(*index).ok()?)).sum();
-    need(&missing)?;
-    let mut unpacker = Unpacker::new(plan.receive()).map_err(not_unpacked)?;
-    while let Some(bytes) = piece()? {
-        unpacker.feed(&bytes).map_err(not_unpacked)?;
+    let place = Destination { base: &destination.base, path: &destination.path, state: root.state(), key, protect, verify };
+    if let Some(applied) = place.unchanged(version, mode).map_err(not_applied)? {
+        return Ok(change(applied, 0));
     }
-    unpacker.finish().map_err(not_unpacked)?;
-    let applied = plan.switch().map_err(not_applied)?;
-    Ok(Change {
+    let manifest = match place.manifest(version).map_err(not_applied)? {
+        Some(manifest) => manifest,
+        None => read_manifest(&source.manifest()?, version)?,
+    };
+    let rules = Rules { mode, max_delete_percent: rules.max_delete_percent };
+    let mut plan = place.plan(manifest, rules).map_err(not_applied)?;
+    let mut bytes_sent = 0;
+    if !plan.missing().is_empty() {
+        let contents = plan.manifest().contents();
+        bytes_sent = plan.missing().iter().filter_map(|index| contents.get(*index as usize)).map(|(_, size)| size).sum();
+        source.need(plan.missing())?;
+        let mut unpacker = Unpacker::default();
+        while let Some(piece) = source.piece()? {
+            unpacker.feed(&piece);
+            while let Some(packed) = unpacker.record().map_err(not_unpacked)? {
+                plan.take(&packed).map_err(not_applied)?;
+            }
+        }
+        unpacker.finish().map_err(not_unpacked)?;
+    }
+    Ok(change(plan.switch().map_err(not_applied)?, bytes_sent))
+}
+
+/// Reads a manifest as it is sent.
+fn read_manifest(packed: &[u8], version: &Digest) -> Result<Manifest, CallError> {
+    let invalid = |why: String| CallError::Invalid(format!("the manifest that was sent: {why}"));
+    let mut text = Vec::new();
+    let unpacked =
+        zstd::Decoder::with_buffer(packed).and_then(|decoder| decoder.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text));
+    unpacked.map_err(|error| invalid(error.to_string()))?;
+    let manifest = Manifest::parse(&text).map_err(|error| invalid(with_causes(&error)))?;
+    if manifest.version() == *version { Ok(manifest) } else { Err(invalid("it is that of another version".into())) }
+}
+
+fn change(applied: Applied, bytes_sent: u64) -> Change {
+    Change {
         changed: applied.changed,
         files: applied.files,
         files_changed: applied.files_changed,
         files_removed: applied.files_removed,
         bytes: applied.bytes,
         bytes_sent,
-    })
+    }
 }
 
 fn not_applied(error: ApplyError) -> CallError {
     let text = with_causes(&error);
     match error {
-        ApplyError::Own(_) => CallError::Denied(text),
+        ApplyError::Own(_) | ApplyError::TooMany { .. } => CallError::Denied(text),
         ApplyError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => CallError::Denied(text),
-        ApplyError::Path { .. } | ApplyError::Conflict { .. } | ApplyError::Manifest(_) => CallError::Invalid(text),
+        ApplyError::Path { .. } | ApplyError::Conflict { .. } | ApplyError::CaseClash(..) | ApplyError::Manifest(_) => {
+            CallError::Invalid(text)
+        }
         _ => CallError::Other(text),
     }
 }
 
-fn not_unpacked(error: PackError<ApplyError>) -> CallError {
-    match error {
-        PackError::Sink(error) => not_applied(error),
-        other => CallError::Other(with_causes(&other)),
-    }
+fn not_unpacked(error: PackError) -> CallError {
+    CallError::Other(with_causes(&error))
 }

@@ -26,7 +26,7 @@ use crate::limits::{
     RUN_LOG_LINES_MAX, STDIN_BYTES_MAX,
 };
 use crate::link::Link;
-use crate::machine::{CallError, Change, Command, Output, SyncMode};
+use crate::machine::{CallError, Change, Command, Output, SyncMode, SyncRules};
 use crate::names::{BundleName, SecretName};
 use crate::policy::{LabelPolicy, MirrorForeign};
 use crate::sandbox::verdict::{Verdict, cut};
@@ -350,7 +350,8 @@ impl Gate {
     async fn sync(&mut self, verb: &str, asked: Asked, bundle: &Bundle, to: &str, mode: SyncMode) -> Result<Change, Refused> {
         let checked = self.destination(to);
         let destination = self.admit(asked, 0, checked).await?;
-        let result = self.inputs.link.sync(&destination, bundle, mode).await;
+        let rules = SyncRules { mode, max_delete_percent: self.inputs.policy.max_delete.percent() };
+        let result = self.inputs.link.sync(&destination, bundle, rules).await;
         if let Ok(change) = &result {
             let counts = &mut self.counts;
             counts.bytes_sent = counts.bytes_sent.saturating_add(change.bytes_sent);

@@ -40,7 +40,7 @@ impl House {
         let root = Arc::new(Root::open(dir.path(), &[]).unwrap());
         let environment = Environment::read(|name| (name == "PATH").then(|| "/usr/bin:/bin".into()));
         let supervisor = Supervisor::start(root.clone(), environment.clone(), Pace::default()).await;
-        let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default() });
+        let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default(), verify: false });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Server::new(&format!("http://{}", listener.local_addr().unwrap()), None).unwrap();
         let ending = Ending::default();

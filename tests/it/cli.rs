@@ -369,7 +369,7 @@ async fn two_versions_are_compared_by_their_manifests() {
     use muster::bits::path::TreePath;
     use muster::names::Digest;
     let manifest = |content: &[u8]| {
-        let kind = Kind::File { size: content.len() as u64, digest: Digest::of(content) };
+        let kind = Kind::File { size: content.len() as u64, mtime: 0, digest: Digest::of(content), chunks: Box::default() };
         Manifest::new(vec![Entry { path: TreePath::from_bytes(b"a").unwrap(), mode: 0o644, kind }]).unwrap()
     };
     let (one, two) = (manifest(b"one"), manifest(b"other"));

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use muster::bits::pack::Packer;
+use muster::bits::contents::read_spot;
+use muster::bits::pack::{Packer, write_end};
 use muster::bits::scan::scan;
 use muster::config::Config;
 use muster::server::Server;
@@ -176,14 +177,14 @@ impl House {
             std::fs::write(path, content).unwrap();
         }
         let opened = cap_std::fs::Dir::open_ambient_dir(directory.path(), cap_std::ambient_authority()).unwrap();
-        let (manifest, places) = scan(&opened, &mut |_| {}).unwrap();
-        let mut packer = Packer::new().unwrap();
-        for (digest, size) in manifest.contents() {
-            packer.begin(digest, *size).unwrap();
-            packer.data(&std::fs::read(directory.path().join(places[digest].as_path())).unwrap()).unwrap();
+        let (manifest, spots) = scan(&opened, &mut |_| {}).unwrap();
+        let (mut packer, mut pack, mut content) = (Packer::new().unwrap(), bytes::BytesMut::new(), Vec::new());
+        for (digest, _) in manifest.contents() {
+            read_spot(&opened, &spots[digest], &mut content).unwrap();
+            packer.pack(*digest, &content).unwrap().write(&mut pack);
         }
-        let pack = packer.finish().unwrap();
-        self.admin.send(Method::POST, "/v1/contents", &[], pack).await.expect(200);
+        write_end(&mut pack);
+        self.admin.send(Method::POST, "/v1/contents", &[], pack.to_vec()).await.expect(200);
         let path = format!("/v1/bundles/{name}?team={team}");
         self.admin.send(Method::PUT, &path, &[], manifest.to_bytes()).await.done()["version"].as_str().unwrap().to_owned()
     }

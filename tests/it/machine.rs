@@ -482,35 +482,48 @@ async fn what_a_killed_agent_left_running_is_ended_and_nothing_else_is() {
 
 #[test]
 fn a_bundle_is_brought_to_the_root_itself_and_the_agents_own_directory_stays() {
-    use muster::bits::pack::Packer;
-    use muster::machine::SyncMode;
-    use muster::machine::sync::sync;
+    use muster::bits::manifest::{Entry, Kind, Manifest};
+    use muster::bits::pack::{Packer, write_end};
+    use muster::machine::sync::{Source, sync};
+    use muster::machine::{CallError, SyncMode, SyncRules};
     use muster::names::Digest;
+
+    /// What is asked of a bundle's side.
+    struct Asked {
+        manifest: Manifest,
+        lacking: usize,
+        pieces: Vec<Bytes>,
+    }
+
+    impl Source for Asked {
+        fn manifest(&mut self) -> Result<Bytes, CallError> {
+            Ok(zstd::bulk::compress(&self.manifest.to_bytes(), 1).unwrap().into())
+        }
+
+        fn need(&mut self, contents: &[u32]) -> Result<(), CallError> {
+            self.lacking = contents.len();
+            Ok(())
+        }
+
+        fn piece(&mut self) -> Result<Option<Bytes>, CallError> {
+            Ok(self.pieces.pop())
+        }
+    }
 
     let (_dir, root) = root();
     root.write_file("foreign", b"x", 0o644).unwrap();
     std::fs::write(root.path().join(".muster/credential"), b"secret").unwrap();
-    let source = TempDir::new().unwrap();
-    std::fs::write(source.path().join("file"), b"content").unwrap();
-    let manifest = muster::bits::manifest::Manifest::new(vec![muster::bits::manifest::Entry {
-        path: "file".parse().unwrap(),
-        mode: 0o644,
-        kind: muster::bits::manifest::Kind::File { digest: Digest::of(b"content"), size: 7 },
-    }])
-    .unwrap();
+    let kind = Kind::File { size: 7, mtime: 0, digest: Digest::of(b"content"), chunks: Box::default() };
+    let manifest = Manifest::new(vec![Entry { path: "file".parse().unwrap(), mode: 0o644, kind }]).unwrap();
     let once = |lacking: usize| {
-        let mut packer = Packer::new().unwrap();
-        if lacking > 0 {
-            packer.begin(&Digest::of(b"content"), 7).unwrap();
-            packer.data(b"content").unwrap();
-        }
-        let mut pieces = vec![Bytes::from(packer.finish().unwrap())];
-        let need = |indices: &[u32]| {
-            assert_eq!(indices.len(), lacking);
-            Ok(())
-        };
-        sync(&root, root.path().to_str().unwrap(), SyncMode::MirrorDeletingForeign, &manifest.to_bytes(), need, || Ok(pieces.pop()))
-            .unwrap()
+        let mut pack = bytes::BytesMut::new();
+        Packer::new().unwrap().pack(Digest::of(b"content"), b"content").unwrap().write(&mut pack);
+        write_end(&mut pack);
+        let mut asked = Asked { manifest: manifest.clone(), lacking: 0, pieces: vec![pack.freeze()] };
+        let rules = SyncRules { mode: SyncMode::MirrorDeletingForeign, max_delete_percent: 100 };
+        let change = sync(&root, root.path().to_str().unwrap(), rules, &manifest.version(), false, &mut asked).unwrap();
+        assert_eq!(asked.lacking, lacking);
+        change
     };
     let change = once(1);
     assert!(change.changed && change.files_changed == 1 && change.bytes_sent == 7, "{change:?}");

@@ -248,7 +248,7 @@ async fn a_manifest_that_is_wrong_about_a_content_makes_no_version() {
     house.push_bundle(&[("VERSION", b"1.0\n")]).await;
     let digest = muster::names::Digest::of(b"1.0\n");
     for (size, status) in [(4, 201), (5, 422), (0, 422)] {
-        let manifest = format!("muster-manifest 1\nf 644 {size} {digest} odd\n");
+        let manifest = format!("muster-manifest 2\nf 644 0 {size} {digest} odd\n");
         let answer = house.admin().send(Method::PUT, &format!("/v1/bundles/odd-{size}?team={TEAM}"), &[], manifest).await;
         assert_eq!(answer.status, status, "{}", answer.text);
         assert_eq!(house.admin().get(&format!("/v1/bundles/odd-{size}")).await.status, if status == 201 { 200 } else { 404 });

@@ -10,7 +10,7 @@ use muster::bits::contents::Bundle;
 use muster::journal::{Records, channel};
 use muster::limits::RUN_LOG_LINES_MAX;
 use muster::link::Link;
-use muster::machine::{CallError, Change, Command, Output, Stream, SyncMode};
+use muster::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 use muster::policy::{LabelPolicy, parse_file};
 use muster::sandbox::compiler::Compiler;
 use muster::sandbox::{CompileError, Module, Outcome, Registration, RunInputs, Sandbox, Verdict};
@@ -96,7 +96,7 @@ impl Link for Witness {
         self.answer(format!("remove {path}"), Change::default()).await
     }
 
-    async fn sync(&self, destination: &str, _bundle: &Bundle, _mode: SyncMode) -> Result<Change, CallError> {
+    async fn sync(&self, destination: &str, _bundle: &Bundle, _rules: SyncRules) -> Result<Change, CallError> {
         self.answer(format!("sync {destination}"), Change::default()).await
     }
 

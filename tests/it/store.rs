@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use bytes::Bytes;
 use muster::api::{AgentState, TokenKind};
+use muster::bits::contents::{Bundle, Packing};
+use muster::bits::manifest::{Entry, Kind, Manifest};
+use muster::bits::pack::Packer;
 use muster::limits::SECRET_BYTES_MAX;
 use muster::names::Digest;
 use muster::store::agents::AgentRow;
@@ -16,9 +20,9 @@ use muster::store::labels::NewRelease;
 use muster::store::modules::ModuleRow;
 use muster::store::runs::{LogRow, RunEnd, RunFilter, RunRow};
 use muster::store::secrets::{SecretError, Secrets};
+use muster::store::segments::{SegmentError, Segments, Sending};
 use muster::store::tokens::TokenRow;
 use muster::store::{PageAsked, Store, StoreError};
-use tokio::io::AsyncReadExt as _;
 
 use crate::postgres::Postgres;
 
@@ -567,7 +571,7 @@ async fn many_writers_and_readers_of_sqlite_are_never_told_busy() {
     assert_eq!(store.living_agents().await.unwrap().len(), 200);
 }
 
-fn files_below(directory: &std::path::Path) -> BTreeSet<String> {
+fn files_below(directory: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
         match entry.file_type().unwrap().is_dir() {
@@ -585,17 +589,10 @@ async fn a_content_is_found_under_its_digest_alone() {
     let content = Bytes::from_static(b"content");
     let digest = Digest::of(&content);
     assert!(matches!(blobs.get(&digest, 100).await, Err(BlobError::Missing(_))));
-    assert_eq!(blobs.read(&digest).await.err().unwrap().kind(), std::io::ErrorKind::NotFound);
     assert!(blobs.put(&digest, content.clone()).await.unwrap());
     assert!(!blobs.put(&digest, content.clone()).await.unwrap());
     assert_eq!(blobs.get(&digest, 7).await.unwrap(), content);
     assert!(matches!(blobs.get(&digest, 6).await, Err(BlobError::TooLarge { bytes: 7, .. })));
-    let mut read = Vec::new();
-    blobs.read(&digest).await.unwrap().read_to_end(&mut read).await.unwrap();
-    assert_eq!(read, content);
-    let asked: Vec<Digest> = (0..200).map(|at| if at % 2 == 0 { digest } else { Digest::of(&[at]) }).collect();
-    let found = blobs.sizes(&asked).await.unwrap();
-    assert!(found.iter().enumerate().all(|(at, found)| *found == (at % 2 == 0).then_some(7)));
     let path = directory.path().join("blobs").join(&digest.to_string()[..2]).join(&digest.to_string()[2..]);
     std::fs::write(path, b"another").unwrap();
     assert!(matches!(blobs.get(&digest, 7).await, Err(BlobError::Mismatch { .. })), "what rotted was given out");
@@ -607,35 +604,61 @@ async fn a_content_that_is_not_what_was_said_leaves_nothing() {
     let blobs = Blobs::open(directory.path()).await.unwrap();
     let digest = Digest::of(b"content");
     assert!(matches!(blobs.put(&digest, Bytes::from_static(b"others")).await, Err(BlobError::Mismatch { .. })));
-    let mut other = blobs.writer(&digest, 7).await.unwrap();
-    other.write(b"con").await.unwrap();
-    other.write(b"tenT").await.unwrap();
-    assert!(matches!(other.finish().await, Err(BlobError::Mismatch { .. })));
-    let mut short = blobs.writer(&digest, 8).await.unwrap();
-    short.write(b"content").await.unwrap();
-    assert!(matches!(short.finish().await, Err(BlobError::Size { expected: 8 })));
-    let mut long = blobs.writer(&digest, 6).await.unwrap();
-    assert!(matches!(long.write(b"content").await, Err(BlobError::Size { expected: 6 })));
-    drop(long);
-    assert_eq!(blobs.sizes(&[digest]).await.unwrap(), [None]);
+    assert!(matches!(blobs.get(&digest, 100).await, Err(BlobError::Missing(_))));
+    assert!(files_below(directory.path()).is_empty());
+}
+
+/// A store in a directory, and its segments.
+async fn segments(directory: &Path) -> (Store, Segments) {
+    let store = Store::open(&format!("sqlite://{}", directory.join("muster.db").display())).await.unwrap();
+    let blobs = Blobs::open(&directory.join("blobs")).await.unwrap();
+    let sending = Sending { streams_max: 1, bytes_per_second: None };
+    let segments = Segments::open(&directory.join("segments"), blobs, store.clone(), sending).await.unwrap();
+    (store, segments)
 }
 
 #[tokio::test]
-async fn a_large_content_is_written_in_pieces() {
+async fn contents_are_kept_together_and_given_out_as_they_came() {
     let directory = tempfile::tempdir().unwrap();
-    let blobs = Blobs::open(directory.path()).await.unwrap();
-    let content: Vec<u8> = (0..5_000_000_u32).map(|at| (at % 251) as u8).collect();
-    for content in [&content[..], &[]] {
-        let digest = Digest::of(content);
-        let mut writer = blobs.writer(&digest, content.len() as u64).await.unwrap();
-        for piece in content.chunks(70_001) {
-            writer.write(piece).await.unwrap();
-            assert_eq!(blobs.sizes(&[digest]).await.unwrap(), [None], "it was there before its end");
-        }
-        writer.finish().await.unwrap();
-        assert_eq!(blobs.get(&digest, content.len()).await.unwrap(), content);
+    let (store, all) = segments(directory.path()).await;
+    let mut packer = Packer::new().unwrap();
+    // Enough of what does not get smaller for more than one segment.
+    let contents: Vec<Vec<u8>> = (0..300_u64)
+        .map(|at| (0..4000).flat_map(|n| Digest::of(&[at, n].map(u64::to_le_bytes).concat()).as_bytes()[..4].to_vec()).collect())
+        .collect();
+    let packed: Vec<_> = contents.iter().map(|content| packer.pack(Digest::of(content), content).unwrap()).collect();
+    let mut writer = all.writer();
+    for packed in &packed {
+        writer.add(packed).await.unwrap();
     }
-    assert_eq!(files_below(directory.path()).len(), 2);
+    writer.finish().await.unwrap();
+    assert!(files_below(&directory.path().join("segments")).len() > 1);
+    let entries = contents.iter().enumerate().map(|(at, content)| {
+        let kind = Kind::File { size: content.len() as u64, mtime: 0, digest: Digest::of(content), chunks: Box::default() };
+        Entry { path: format!("f{at}").parse().unwrap(), mode: 0o644, kind }
+    });
+    let manifest = Manifest::new(entries.collect()).unwrap();
+    let given = all.of(&manifest).await.unwrap();
+    for (at, (digest, _)) in (0..).zip(manifest.contents()) {
+        let expected = packed.iter().find(|packed| packed.digest == *digest).unwrap();
+        assert_eq!(given.read(at).await.unwrap(), *expected);
+    }
+    // Read in the order in which they lie, each segment is read once.
+    let read = all.read_bytes();
+    let mut packing = Packing::new(&Bundle::new("b".parse().unwrap(), manifest.clone(), given), 0..300).await;
+    while packing.next().await.unwrap().is_some() {}
+    assert!(all.read_bytes() - read <= packed.iter().map(|packed| packed.frame.len() as u64).sum());
+
+    // What a server that was cut off left without a row is deleted at the next start, and nothing else.
+    let before = files_below(&directory.path().join("segments"));
+    std::fs::write(directory.path().join("segments/00000000000000ff"), b"cut off").unwrap();
+    store.close().await;
+    let (_store, all) = segments(directory.path()).await;
+    assert_eq!(files_below(&directory.path().join("segments")), before);
+    assert_eq!(all.of(&manifest).await.unwrap().read(7).await.unwrap().digest, manifest.contents()[7].0);
+    let other = Kind::File { size: 1, mtime: 0, digest: Digest::of(b"?"), chunks: Box::default() };
+    let other = Manifest::new(vec![Entry { path: "a".parse().unwrap(), mode: 0o644, kind: other }]).unwrap();
+    assert!(matches!(all.of(&other).await, Err(SegmentError::Blob(BlobError::Missing(_)))));
 }
 
 #[tokio::test]
@@ -644,12 +667,9 @@ async fn one_content_may_be_put_many_times_at_once() {
     let blobs = Blobs::open(directory.path()).await.unwrap();
     let content = Bytes::from(vec![7; 300_000]);
     let digest = Digest::of(&content);
-    let mut writer = blobs.writer(&digest, content.len() as u64).await.unwrap();
-    writer.write(&content).await.unwrap();
     let puts = (0..16).map(|_| blobs.put(&digest, content.clone()));
     let done = futures_util::future::join_all(puts).await;
     assert_eq!(done.into_iter().filter(|new| *new.as_ref().unwrap()).count(), 1);
-    writer.finish().await.unwrap();
     assert_eq!(blobs.get(&digest, content.len()).await.unwrap(), content);
     assert_eq!(files_below(directory.path()).len(), 1);
 }
@@ -660,11 +680,11 @@ async fn opening_the_contents_deletes_what_was_cut_off() {
     let blobs = Blobs::open(directory.path()).await.unwrap();
     let content = Bytes::from_static(b"content");
     let digest = Digest::of(&content);
-    let mut writer = blobs.writer(&digest, 7).await.unwrap();
-    writer.write(b"con").await.unwrap();
-    // What is forgotten is not tidied up, as if the server had been killed.
-    std::mem::forget(writer);
     blobs.put(&digest, content.clone()).await.unwrap();
+    // What the store leaves of a content when the server is killed.
+    let path = files_below(directory.path()).into_iter().next().unwrap();
+    let cut_off = directory.path().join(&digest.to_string()[..2]).join(format!("{path}#1"));
+    std::fs::write(cut_off, b"con").unwrap();
     assert_eq!(files_below(directory.path()).len(), 2);
     let blobs = Blobs::open(directory.path()).await.unwrap();
     assert_eq!(files_below(directory.path()).len(), 1);

@@ -1,67 +1,119 @@
 //! Where contents wait until all are there.
 //!
-//! The staging directory is in the destination itself, or, if that does not exist yet, where it is going to be made: the one place from
-//! which renames are sure to work, since what is above a destination may be another mount, or not the agent's to write in.
+//! The staging directory is in the agent's state if renames from there to the destination are sure to work: it is the same mount. If not,
+//! it is in the destination itself, or, if that does not exist yet, where it is going to be made. What is in it stays when an apply is cut
+//! off, and the next one goes on from there.
 
+use std::collections::HashMap;
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 
-use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, File, OpenOptions, OpenOptionsExt as _};
+use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, File, OpenOptions, OpenOptionsExt as _, Permissions, PermissionsExt as _};
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
-use super::{ApplyError, Plan, failed};
-use crate::bits::pack::Sink;
-use crate::bits::tree;
+use super::{ApplyError, failed};
+use crate::bits::manifest::{Entry, Kind, Manifest};
+use crate::bits::tree::{self, Seen};
 use crate::names::Digest;
 
-/// How the name of every staging directory begins.
+/// How the name of a staging directory beside or in a destination begins.
 pub(super) const PREFIX: &str = ".muster-staging-";
+/// Where staging directories are, below the state.
+const PLACE: &str = "staging";
+/// The tree that is being put together, in a staging directory.
+pub(super) const TREE: &str = "tree";
 
 /// The name of a destination's staging directory: always the same, so that one that was left is found, and nobody else's is taken for it.
 pub(super) fn name(key: &str) -> String {
     format!("{PREFIX}{}", Digest::of(key.as_bytes()).short())
 }
 
-/// Removes what a plan that was cut off left.
+/// Removes what is at a name, with all that is in it.
 pub(super) fn clear(place: &Dir, name: &str) -> io::Result<()> {
     match tree::look(place, name.as_bytes())? {
         None => Ok(()),
-        Some(tree::Seen::Directory(_)) => place.remove_dir_all(name),
+        Some(Seen::Directory(_)) => place.remove_dir_all(name),
         Some(_) => place.remove_file(name),
     }
 }
 
-/// The name of a received content.
-pub(super) fn content_name(index: u32) -> String {
-    format!("c{index}")
+/// Whether files can be renamed from one directory to the other: they are of one mount. What can not be told counts as no.
+pub(super) fn same_mount(one: &Dir, other: &Dir) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        let mount = |dir: &Dir| {
+            let found = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+            (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some((found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor))
+        };
+        mount(one).is_some_and(|mounted| mount(other) == Some(mounted))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (one, other);
+        false
+    }
 }
 
-/// A staging directory, made when it is first needed and removed with this.
+/// Opens a directory of a name, and makes it if it is not there, readable by nobody else.
+pub(super) fn make(place: &Dir, name: &str) -> io::Result<Dir> {
+    match place.create_dir_with(name, DirBuilder::new().mode(0o700)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    tree::enter(place, name.as_bytes())
+}
+
+/// The name of a received content.
+pub(super) fn content_name(digest: &Digest) -> String {
+    format!("c{digest}")
+}
+
+/// The name of a large file that is put together from its chunks.
+pub(super) fn file_name(digest: &Digest) -> String {
+    format!("b{digest}")
+}
+
+/// A staging directory, made when it is first needed.
 #[derive(Debug)]
 pub(super) struct Staging {
     place: Dir,
     name: String,
     dir: Option<Dir>,
+    /// Whether it is in the agent's state.
+    pub(super) is_apart: bool,
 }
 
 impl Staging {
-    pub(super) fn new(place: Dir, name: String) -> Self {
-        Self { place, name, dir: None }
+    /// The staging directory of a destination; `deepest` is the destination, or what is there of the way to it.
+    pub(super) fn new(state: &Dir, deepest: Dir, name: String) -> Result<Self, ApplyError> {
+        let is_apart = same_mount(state, &deepest);
+        let place = if is_apart { make(state, PLACE).map_err(failed("make", &PLACE))? } else { deepest };
+        let dir = match tree::look(&place, name.as_bytes()) {
+            Ok(Some(Seen::Directory(_))) => Some(tree::enter(&place, name.as_bytes()).map_err(failed("open", &name))?),
+            _ => None,
+        };
+        Ok(Self { place, name, dir, is_apart })
     }
 
-    pub(super) fn open(&mut self) -> Result<Dir, ApplyError> {
-        let failed = |doing| failed(doing, &self.name);
-        if self.dir.is_none() {
-            self.place.create_dir_with(&self.name, DirBuilder::new().mode(0o700)).map_err(failed("make"))?;
-            self.dir = Some(tree::enter(&self.place, self.name.as_bytes()).map_err(failed("open"))?);
-        }
-        let dir = self.dir.as_ref().unwrap_or(&self.place);
-        dir.try_clone().map_err(failed("open"))
+    /// Opens it, and makes it if need be.
+    pub(super) fn open(&mut self) -> Result<&Dir, ApplyError> {
+        let dir = match self.dir.take() {
+            Some(dir) => dir,
+            None => make(&self.place, &self.name).map_err(failed("make", &self.name))?,
+        };
+        Ok(self.dir.insert(dir))
     }
-}
 
-impl Drop for Staging {
-    fn drop(&mut self) {
+    /// What is in it from before, if anything.
+    pub(super) fn existing(&self) -> Option<&Dir> {
+        self.dir.as_ref()
+    }
+
+    /// Removes it.
+    pub(super) fn remove(&mut self) {
         if self.dir.take().is_some() {
-            // What can not be removed now is removed by the next plan.
+            // What can not be removed now is removed by the next apply.
             let _ = self.place.remove_dir_all(&self.name);
         }
     }
@@ -69,49 +121,161 @@ impl Drop for Staging {
 
 /// A new file in a staging directory, readable by nobody else until its mode is set.
 pub(super) fn create(dir: &Dir, name: &str) -> io::Result<File> {
-    dir.open_with(name, OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))
+    dir.open_with(name, OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600))
 }
 
-/// Takes the missing contents of a plan. Dropped early, it leaves the plan waiting for the rest.
-#[derive(Debug)]
-pub struct Receive<'a> {
-    plan: &'a mut Plan,
-    current: Option<(Digest, File)>,
+/// Gives a file the mode and the time of its last change that its entry says.
+pub(super) fn dress(file: &File, mode: u32, mtime: i64) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(mode))?;
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    futimens(file, &Timestamps { last_access: omit, last_modification: Timespec { tv_sec: mtime, tv_nsec: 0 } })?;
+    Ok(())
 }
 
-impl<'a> Receive<'a> {
-    pub(super) fn new(plan: &'a mut Plan) -> Self {
-        Self { plan, current: None }
-    }
+/// Where a content goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
+    /// It is a small file. If just one entry has it, that is its mode and its time.
+    Whole(Option<(u32, i64)>),
+    /// It is a piece of a large file.
+    Piece {
+        /// The file.
+        file: Digest,
+        /// Its size.
+        size: u64,
+        /// Where in it.
+        offset: u64,
+    },
 }
 
-impl Sink for Receive<'_> {
-    type Error = ApplyError;
-
-    fn begin(&mut self, digest: &Digest, size: u64) -> Result<(), ApplyError> {
-        match self.plan.awaited.get(digest) {
-            Some((index, expected)) if *expected == size => {
-                // Made for the first content: a destination that lacks nothing need not be writable.
-                let dir = self.plan.staging.open()?;
-                let file = create(&dir, &content_name(*index)).map_err(failed("stage content", digest))?;
-                self.current = Some((*digest, file));
-                Ok(())
+/// Where each content goes of the entries that are to be put.
+pub(super) fn targets(manifest: &Manifest, put: &[usize]) -> HashMap<Digest, Vec<Target>> {
+    let mut targets: HashMap<Digest, Vec<Target>> = HashMap::new();
+    let mut seen = std::collections::HashSet::new();
+    for entry in put.iter().filter_map(|index| manifest.entries().get(*index)) {
+        let Kind::File { size, mtime, digest, chunks } = &entry.kind else { continue };
+        if chunks.is_empty() {
+            match targets.entry(*digest).or_default().iter_mut().find(|target| matches!(target, Target::Whole(_))) {
+                Some(whole) => *whole = Target::Whole(None),
+                None => targets.entry(*digest).or_default().push(Target::Whole(Some((entry.mode, *mtime)))),
             }
-            _ => Err(ApplyError::Unwanted(*digest)),
+        } else if seen.insert(*digest) {
+            let mut offset = 0;
+            for (chunk, bytes) in chunks {
+                targets.entry(*chunk).or_default().push(Target::Piece { file: *digest, size: *size, offset });
+                offset += u64::from(*bytes);
+            }
         }
     }
+    targets
+}
 
-    fn data(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
-        match &mut self.current {
-            Some((digest, file)) => file.write_all(bytes).map_err(failed("stage content", digest)),
-            None => Ok(()),
+/// Opens a large file in a staging directory, and makes it if it is not there: with its size, and nothing in it.
+pub(super) fn open_large(dir: &Dir, digest: &Digest, size: u64) -> io::Result<File> {
+    let options = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+    };
+    let name = file_name(digest);
+    match dir.open_with(&name, options().create_new(true)) {
+        Ok(file) => {
+            file.set_len(size)?;
+            Ok(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let file = dir.open_with(&name, &options())?;
+            if file.metadata()?.len() != size {
+                file.set_len(0)?;
+                file.set_len(size)?;
+            }
+            Ok(file)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a piece of a large file. Zeros are left out, as holes are zeros.
+pub(super) fn write_piece(file: &File, content: &[u8], offset: u64) -> io::Result<()> {
+    let file = file.try_clone()?.into_std();
+    if content.iter().all(|byte| *byte == 0) {
+        let mut there = vec![0; content.len()];
+        file.read_exact_at(&mut there, offset)?;
+        if there == content {
+            return Ok(());
         }
     }
+    file.write_all_at(content, offset)
+}
 
-    fn end(&mut self) -> Result<(), ApplyError> {
-        if let Some((digest, _)) = self.current.take() {
-            self.plan.awaited.remove(&digest);
+/// Writes a small file.
+pub(super) fn write_whole(dir: &Dir, digest: &Digest, content: &[u8], dressed: Option<(u32, i64)>) -> io::Result<()> {
+    let name = content_name(digest);
+    let mut file = match create(dir, &name) {
+        // One from before has its mode already, and may not be writable.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            dir.remove_file(&name)?;
+            create(dir, &name)?
         }
-        Ok(())
+        created => created?,
+    };
+    file.write_all(content)?;
+    match dressed {
+        Some((mode, mtime)) => dress(&file, mode, mtime),
+        None => Ok(()),
+    }
+}
+
+/// Which of some contents are in a staging directory from before. What is damaged there is not.
+pub(super) fn staged(dir: &Dir, manifest: &Manifest, missing: &[u32], targets: &HashMap<Digest, Vec<Target>>) -> Vec<u32> {
+    let is_there = |index: &&u32| {
+        let Some((digest, size)) = manifest.contents().get(**index as usize) else { return false };
+        let mut wanted = targets.get(digest).into_iter().flatten().peekable();
+        wanted.peek().is_some() && wanted.all(|target| is_staged(dir, digest, *size, *target).unwrap_or(false))
+    };
+    missing.iter().filter(is_there).copied().collect()
+}
+
+fn is_staged(dir: &Dir, digest: &Digest, size: u64, target: Target) -> io::Result<bool> {
+    match target {
+        Target::Whole(_) => {
+            let mut file = tree::open_file(dir, content_name(digest).as_bytes())?;
+            Ok(file.metadata()?.len() == size && tree::hash(&mut file)?.0 == *digest)
+        }
+        Target::Piece { file, offset, .. } => {
+            let file = tree::open_file(dir, file_name(&file).as_bytes())?.into_std();
+            let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
+            file.read_exact_at(&mut content, offset)?;
+            // A piece that has not come is a hole, and reading that is cheap; hashing it would not be.
+            let empty = content.iter().all(|byte| *byte == 0);
+            Ok((!empty || digest == &Digest::of(&vec![0; content.len()])) && Digest::of(&content) == *digest)
+        }
+    }
+}
+
+/// Removes what a staging directory has from before and nobody wants any more.
+pub(super) fn prune(dir: &Dir, manifest: &Manifest, put: &[usize]) -> io::Result<()> {
+    let mut wanted = std::collections::HashSet::new();
+    for entry in put.iter().filter_map(|index| manifest.entries().get(*index)) {
+        if let Kind::File { digest, chunks, .. } = &entry.kind {
+            wanted.insert(if chunks.is_empty() { content_name(digest) } else { file_name(digest) });
+        }
+    }
+    for found in tree::reopen(dir)?.entries()? {
+        let name = found?.file_name();
+        match name.to_str() {
+            Some(name) if wanted.contains(name) => {}
+            Some(name) => clear(dir, name)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// What an entry needs of its kind, for a file.
+pub(super) fn file_of(entry: &Entry) -> Option<(u64, i64, Digest)> {
+    match entry.kind {
+        Kind::File { size, mtime, digest, .. } => Some((size, mtime, digest)),
+        _ => None,
     }
 }

@@ -5,71 +5,86 @@ use std::io;
 
 use super::staging::PREFIX;
 use super::{ApplyError, Mode, failed};
+use crate::bits::chunk::Content;
 use crate::bits::ledger::{self, Ledger};
 use crate::bits::manifest::{Entry, Kind, Manifest};
 use crate::bits::path::TreePath;
-use crate::bits::tree::{self, Seen, Walker};
+use crate::bits::scan::Spot;
+use crate::bits::tree::{Seen, Stamp, WalkError};
 use crate::names::Digest;
 
 /// What is to be done, in this order.
 #[derive(Debug, Default)]
-pub(super) struct Steps {
+pub(crate) struct Steps {
     /// What is in the way, the deepest first.
-    pub(super) clear: Vec<TreePath>,
+    pub(crate) clear: Vec<TreePath>,
     /// Directories to be made, the highest first.
-    pub(super) make: Vec<TreePath>,
+    pub(crate) make: Vec<TreePath>,
     /// Files and symlinks to be put, as indices of the manifest's entries.
-    pub(super) put: Vec<usize>,
-    /// Files that only need another mode.
-    pub(super) modes: Vec<(TreePath, u32)>,
+    pub(crate) put: Vec<usize>,
+    /// Files that only need another mode or time, likewise.
+    pub(crate) touch: Vec<usize>,
     /// What is to be removed afterwards, the deepest first.
-    pub(super) stale: Vec<TreePath>,
+    pub(crate) stale: Vec<TreePath>,
     /// The modes of directories, set last.
-    pub(super) directory_modes: Vec<(TreePath, u32)>,
+    pub(crate) directory_modes: Vec<(TreePath, u32)>,
     /// Where the destination has a content already.
-    pub(super) sources: HashMap<u32, TreePath>,
+    pub(crate) sources: HashMap<u32, Spot>,
     /// The contents that it has not, ascending.
-    pub(super) missing: Vec<u32>,
+    pub(crate) missing: Vec<u32>,
+    /// How many files and symlinks are to be removed.
+    pub(crate) files_removed: u64,
+    /// How the files look that are as they should be.
+    pub(crate) unchanged: HashMap<TreePath, (u64, Stamp)>,
 }
 
 impl Steps {
-    pub(super) fn is_empty(&self) -> bool {
-        let Self { clear, make, put, modes, stale, directory_modes, sources: _, missing: _ } = self;
-        clear.is_empty() && make.is_empty() && put.is_empty() && modes.is_empty() && stale.is_empty() && directory_modes.is_empty()
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { clear, make, put, touch, stale, directory_modes, .. } = self;
+        clear.is_empty() && make.is_empty() && put.is_empty() && touch.is_empty() && stale.is_empty() && directory_modes.is_empty()
     }
 }
 
-pub(super) struct Survey<'a> {
-    manifest: &'a Manifest,
-    mode: Mode,
-    ledger: &'a Ledger,
-    protect: Option<&'a TreePath>,
+/// A destination, as it can be looked at.
+pub(crate) trait Place {
+    /// What is at a path; nothing if something on its way is missing or no directory.
+    fn look(&mut self, path: &TreePath) -> io::Result<Option<Seen>>;
+
+    /// Whether a file is the one that an entry of the ledger says, without reading it.
+    fn is_left(&mut self, path: &TreePath, size: u64, stamp: Stamp) -> bool;
+
+    /// What a file holds; none if it can not be read.
+    fn read(&mut self, path: &TreePath) -> io::Result<Option<Content>>;
+
+    /// Everything below a directory, or below the destination, but what is hidden.
+    fn list(&mut self, path: Option<&TreePath>, hidden: Option<&TreePath>) -> Result<Vec<(TreePath, Seen)>, WalkError>;
+}
+
+/// A survey of one destination for one manifest.
+pub(crate) struct Survey<'a, P> {
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) mode: Mode,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) protect: Option<&'a TreePath>,
+    /// How much of what is there may be removed, in percent of its files.
+    pub(crate) max_delete_percent: u8,
     /// None if the destination does not exist.
-    walker: Option<Walker>,
-    indices: HashMap<Digest, u32>,
-    sizes: HashSet<u64>,
-    steps: Steps,
+    pub(crate) place: Option<P>,
+    pub(crate) steps: Steps,
 }
 
-impl<'a> Survey<'a> {
-    pub(super) fn new(
-        manifest: &'a Manifest,
-        mode: Mode,
-        ledger: &'a Ledger,
-        protect: Option<&'a TreePath>,
-        walker: Option<Walker>,
-    ) -> Self {
-        let indices = manifest.contents().iter().map(|(digest, _)| *digest).zip(0..).collect();
-        let sizes = manifest.contents().iter().map(|(_, size)| *size).collect();
-        Self { manifest, mode, ledger, protect, walker, indices, sizes, steps: Steps::default() }
-    }
-
-    pub(super) fn steps(mut self) -> Result<Steps, ApplyError> {
+impl<P: Place> Survey<'_, P> {
+    pub(crate) fn steps(mut self) -> Result<Steps, ApplyError> {
         let mut implied = BTreeSet::new();
+        let mut last: Option<TreePath> = None;
         for entry in self.manifest.entries() {
             self.check_own(entry)?;
-            let above = std::iter::successors(entry.path.parent(), TreePath::parent);
-            implied.extend(above.take_while(|path| !implied.contains(path)).collect::<Vec<_>>());
+            let parent = entry.path.parent();
+            if parent != last {
+                let above = std::iter::successors(parent.clone(), TreePath::parent);
+                implied.extend(above.take_while(|path| !implied.contains(path)).collect::<Vec<_>>());
+                last = parent;
+            }
         }
         implied.retain(|path| self.manifest.get(path).is_none());
         for path in &implied {
@@ -78,7 +93,7 @@ impl<'a> Survey<'a> {
         for (index, entry) in self.manifest.entries().iter().enumerate() {
             match &entry.kind {
                 Kind::Directory => self.directory(&entry.path, Some(entry.mode))?,
-                Kind::File { digest, .. } => self.file(index, entry, digest)?,
+                Kind::File { mtime, digest, .. } => self.file(index, entry, *mtime, digest)?,
                 Kind::Symlink { target } => self.symlink(index, entry, target)?,
             }
         }
@@ -89,16 +104,32 @@ impl<'a> Survey<'a> {
             paths.dedup();
         }
         self.steps.directory_modes.sort_by(|one, other| other.cmp(one));
-        let needed: BTreeSet<u32> = self.steps.put.iter().filter_map(|index| self.content(*index)).collect();
-        self.steps.missing = needed.into_iter().filter(|content| !self.steps.sources.contains_key(content)).collect();
+        self.find_sources()?;
         Ok(self.steps)
     }
 
-    fn content(&self, entry: usize) -> Option<u32> {
-        match self.manifest.entries().get(entry)?.kind {
-            Kind::File { digest, .. } => self.indices.get(&digest).copied(),
-            _ => None,
+    /// Says which contents are needed, and finds those that are there in a file of another name.
+    fn find_sources(&mut self) -> Result<(), ApplyError> {
+        let put = self.steps.put.iter().filter_map(|index| self.manifest.entries().get(*index));
+        let mut lacking: BTreeSet<u32> =
+            put.flat_map(Entry::contents).filter_map(|(digest, _)| self.manifest.content_index(&digest)).collect();
+        lacking.retain(|index| !self.steps.sources.contains_key(index));
+        if !lacking.is_empty() {
+            let wanted = |entry: &&Entry| {
+                let mut indices = entry.contents().filter_map(|(digest, _)| self.manifest.content_index(&digest));
+                indices.any(|index| lacking.contains(&index))
+            };
+            let ledger = self.ledger;
+            let elsewhere: Vec<&Entry> = ledger.entries().filter(wanted).collect();
+            for entry in elsewhere {
+                if let Some(Seen::File { size, stamp, .. }) = self.look(&entry.path)? {
+                    self.digest(&entry.path, size, stamp)?;
+                }
+            }
+            lacking.retain(|index| !self.steps.sources.contains_key(index));
         }
+        self.steps.missing = lacking.into_iter().collect();
+        Ok(())
     }
 
     fn check_own(&self, entry: &Entry) -> Result<(), ApplyError> {
@@ -111,8 +142,8 @@ impl<'a> Survey<'a> {
     }
 
     fn look(&mut self, path: &TreePath) -> Result<Option<Seen>, ApplyError> {
-        match &mut self.walker {
-            Some(walker) => walker.look(path).map_err(failed("look at", path)),
+        match &mut self.place {
+            Some(place) => place.look(path).map_err(failed("look at", path)),
             None => Ok(None),
         }
     }
@@ -125,6 +156,11 @@ impl<'a> Survey<'a> {
         Err(ApplyError::Conflict { path: path.to_string(), found: seen.name(), wanted })
     }
 
+    fn clear(&mut self, path: TreePath, seen: &Seen) {
+        self.steps.files_removed += u64::from(!matches!(seen, Seen::Directory(_)));
+        self.steps.clear.push(path);
+    }
+
     fn directory(&mut self, path: &TreePath, mode: Option<u32>) -> Result<(), ApplyError> {
         match self.look(path)? {
             Some(Seen::Directory(before)) => {
@@ -135,7 +171,7 @@ impl<'a> Survey<'a> {
             }
             Some(seen) => {
                 self.may_remove(path, &seen, "a directory")?;
-                self.steps.clear.push(path.clone());
+                self.clear(path.clone(), &seen);
             }
             None => {}
         }
@@ -144,16 +180,19 @@ impl<'a> Survey<'a> {
         Ok(())
     }
 
-    fn file(&mut self, index: usize, entry: &Entry, digest: &Digest) -> Result<(), ApplyError> {
+    fn file(&mut self, index: usize, entry: &Entry, mtime: i64, digest: &Digest) -> Result<(), ApplyError> {
         let path = &entry.path;
         match self.look(path)? {
-            Some(Seen::File(mode, size)) => {
-                // What has no wanted size has no wanted content, and is not read.
-                let same = self.sizes.contains(&size) && self.hash(path)? == Some(*digest);
-                if same && mode != entry.mode {
-                    self.steps.modes.push((path.clone(), entry.mode));
-                }
-                if same {
+            Some(Seen::File { mode, size, stamp }) => {
+                let wanted = entry.contents().map(|(_, size)| size).sum::<u64>();
+                // A small file of another size is another file; of a large one it is worth knowing what is in it.
+                let may_help = size == wanted || !entry.chunks().is_empty();
+                if may_help && self.digest(path, size, stamp)? == Some(*digest) {
+                    if mode != entry.mode || stamp.mtime() != mtime {
+                        self.steps.touch.push(index);
+                    } else {
+                        self.steps.unchanged.insert(path.clone(), (size, stamp));
+                    }
                     return Ok(());
                 }
             }
@@ -167,40 +206,38 @@ impl<'a> Survey<'a> {
     fn symlink(&mut self, index: usize, entry: &Entry, target: &[u8]) -> Result<(), ApplyError> {
         match self.look(&entry.path)? {
             Some(Seen::Symlink(before)) if *before == *target => return Ok(()),
-            Some(Seen::File(_, size)) if self.sizes.contains(&size) => {
-                self.hash(&entry.path)?;
-            }
-            Some(Seen::File(..)) | None => {}
+            Some(Seen::File { .. }) | None => {}
             Some(seen) => self.make_way(&entry.path, &seen, "a symlink")?,
         }
         self.steps.put.push(index);
         Ok(())
     }
 
-    /// The digest of a file, which is remembered as a place of its content; none if it can not be read.
-    fn hash(&mut self, path: &TreePath) -> Result<Option<Digest>, ApplyError> {
-        let Some(walker) = &mut self.walker else { return Ok(None) };
-        let mut read = || {
-            let parent = walker.directory(path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
-            tree::hash(&mut tree::open_file(parent, path.name())?)
+    /// The digest of a file, whose contents are remembered as sources; none if it can not be read.
+    fn digest(&mut self, path: &TreePath, size: u64, stamp: Stamp) -> Result<Option<Digest>, ApplyError> {
+        let Some(place) = &mut self.place else { return Ok(None) };
+        let left = self.ledger.left(path).filter(|_| place.is_left(path, size, stamp));
+        let content = match left.map(|entry| &entry.kind) {
+            Some(Kind::File { size, digest, chunks, .. }) => Content { size: *size, digest: *digest, chunks: chunks.clone() },
+            _ => match place.read(path).map_err(failed("read", path))? {
+                Some(read) => read,
+                None => return Ok(None),
+            },
         };
-        match read() {
-            Ok((digest, _)) => {
-                if let Some(content) = self.indices.get(&digest) {
-                    self.steps.sources.entry(*content).or_insert_with(|| path.clone());
-                }
-                Ok(Some(digest))
+        let mut offset = 0;
+        for (digest, size) in content.contents() {
+            if let Some(index) = self.manifest.content_index(&digest) {
+                self.steps.sources.entry(index).or_insert_with(|| Spot { path: path.clone(), offset, size });
             }
-            // It can still be replaced, if its directory can be written.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-            Err(error) => Err(failed("read", path)(error)),
+            offset += size;
         }
+        Ok(Some(content.digest))
     }
 
     /// Sees that a file or symlink can be put where something else is. A symlink is replaced by the rename itself.
     fn make_way(&mut self, path: &TreePath, seen: &Seen, wanted: &'static str) -> Result<(), ApplyError> {
         match seen {
-            Seen::File(..) | Seen::Symlink(_) => return Ok(()),
+            Seen::File { .. } | Seen::Symlink(_) => return Ok(()),
             Seen::Other => return self.may_remove(path, seen, wanted),
             Seen::Directory(_) => {}
         }
@@ -208,38 +245,34 @@ impl<'a> Survey<'a> {
         self.may_remove(path, seen, wanted)?;
         for (below, seen) in found {
             self.may_remove(&below, &seen, wanted)?;
-            self.steps.clear.push(below);
+            self.clear(below, &seen);
         }
-        self.steps.clear.push(path.clone());
+        self.clear(path.clone(), seen);
         Ok(())
     }
 
-    /// Everything below a directory, or below the destination, but what is protected.
     fn list(&mut self, path: Option<&TreePath>) -> Result<Vec<(TreePath, Seen)>, ApplyError> {
-        let mut found = Vec::new();
-        let shown = path.map_or_else(|| ".".to_owned(), TreePath::to_string);
-        let Some(walker) = &mut self.walker else { return Ok(found) };
-        if let Some(dir) = walker.directory(path).map_err(failed("open", &shown))? {
-            tree::walk(dir, path, &mut |_, below, seen| -> Result<bool, ApplyError> {
-                let visible = self.protect != Some(below);
-                if visible {
-                    found.push((below.clone(), seen));
-                }
-                Ok(visible)
-            })?;
+        match &mut self.place {
+            Some(place) => Ok(place.list(path, self.protect)?),
+            None => Ok(Vec::new()),
         }
-        Ok(found)
     }
 
     fn stale(&mut self, implied: &BTreeSet<TreePath>) -> Result<(), ApplyError> {
         let manifest = self.manifest;
         let wanted = |path: &TreePath| manifest.get(path).is_some() || implied.contains(path);
+        let is_file = |seen: &Seen| u64::from(!matches!(seen, Seen::Directory(_)));
+        let (mut there, mut removed, mut looked) = (0, 0, HashSet::new());
         match self.mode {
             Mode::Push => {}
             Mode::Mirror => {
                 let ledger = self.ledger;
-                for entry in ledger.entries().filter(|entry| !wanted(&entry.path)) {
-                    if self.look(&entry.path)?.is_some_and(|seen| ledger::is(entry, &seen)) {
+                for entry in ledger.entries().filter(|entry| looked.insert(&entry.path)) {
+                    there += u64::from(entry.kind != Kind::Directory);
+                    if !wanted(&entry.path)
+                        && let Some(seen) = self.look(&entry.path)?.filter(|seen| ledger::is(entry, seen))
+                    {
+                        removed += is_file(&seen);
                         self.steps.stale.push(entry.path.clone());
                     }
                 }
@@ -247,9 +280,18 @@ impl<'a> Survey<'a> {
             Mode::MirrorDeletingForeign => {
                 let protect = self.protect;
                 let above = |path: &TreePath| protect.is_some_and(|protect| protect.is_below(path));
-                let found = self.list(None)?;
-                self.steps.stale.extend(found.into_iter().map(|(path, _)| path).filter(|path| !wanted(path) && !above(path)));
+                for (path, seen) in self.list(None)? {
+                    there += is_file(&seen);
+                    if !wanted(&path) && !above(&path) {
+                        removed += is_file(&seen);
+                        self.steps.stale.push(path);
+                    }
+                }
             }
+        }
+        self.steps.files_removed += removed;
+        if removed.saturating_mul(100) > there.saturating_mul(self.max_delete_percent.into()) {
+            return Err(ApplyError::TooMany { removed, there, percent: self.max_delete_percent });
         }
         Ok(())
     }

@@ -1,19 +1,19 @@
 //! Putting in place what was staged. All that can fail for want of room is done before the first change at the destination.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::io::{self, Read as _, Write as _};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 
-use cap_std::fs::{Dir, File, MetadataExt as _, Permissions, PermissionsExt as _};
-use sha2::{Digest as _, Sha256};
+use cap_std::fs::{Dir, MetadataExt as _};
 
-use super::staging::{content_name, create};
+use super::prepare::Prepared;
+use super::staging::{dress, file_of};
 use super::{Applied, ApplyError, Mode, Plan, failed};
+use crate::bits::index::{self, Moment, reliable};
 use crate::bits::ledger;
-use crate::bits::manifest::{Entry, Kind};
+use crate::bits::manifest::Entry;
 use crate::bits::path::TreePath;
-use crate::bits::tree::{self, Seen, Walker};
+use crate::bits::tree::{self, Seen, Stamp, Walker};
 use crate::limits::SYNC_FILES_MAX;
-use crate::names::Digest;
 
 impl Plan {
     /// Brings the destination to what the manifest says, and writes that into the ledger.
@@ -27,90 +27,67 @@ impl Plan {
         }
         let mut applied = Applied { files: self.manifest.files(), bytes: self.manifest.bytes(), ..Applied::default() };
         let prepared = self.prepare()?;
-        if let Some(manifest) = &self.record {
-            ledger::begin(&self.state, &self.key, self.begun_place, manifest)?;
+        if self.is_whole {
+            return self.switch_whole(applied, &prepared);
+        }
+        if !self.is_recorded {
+            ledger::begin(&self.trees, &self.key, self.begun_place, &self.after)?;
         }
         let top = self.make_destination(&mut applied)?;
+        let mut put = HashMap::new();
         if !self.steps.is_empty() {
-            let staging = if prepared.is_empty() { None } else { Some(self.staging.open()?) };
+            index::forget(&self.trees, &self.key);
             let mut switching = Switching { walker: Walker::new(top), loosened: BTreeMap::new(), touched: BTreeSet::new(), applied };
-            let switched = switching.run(&self, staging.as_ref(), &prepared);
+            let switched = switching.run(&self, &prepared);
             let synced = switching.sync();
             switching.restore();
             switched.and(synced)?;
             switching.directory_modes(&self)?;
             applied = switching.applied;
+            put = self.look_again(&prepared, &mut switching.walker);
         }
-        if self.record.is_some() {
-            ledger::settle(&self.state, &self.key, self.begun_place)?;
+        if !self.is_recorded {
+            ledger::settle(&self.trees, &self.key, self.begun_place)?;
         }
+        self.write_index(&|path| put.get(path).copied());
+        self.staging.remove();
         Ok(applied)
     }
 
-    /// Makes every file and symlink that is to be put ready in the staging directory: content, mode, durable. Answers their names there.
-    fn prepare(&mut self) -> Result<Vec<(usize, String)>, ApplyError> {
-        if self.steps.put.is_empty() {
-            return Ok(Vec::new());
-        }
-        let staging = self.staging.open()?;
-        let mut walker = self.existing()?;
-        let (mut prepared, mut used) = (Vec::new(), HashSet::new());
-        let contents: BTreeMap<Digest, u32> = self.manifest.contents().iter().map(|(digest, _)| *digest).zip(0..).collect();
-        let each = self.steps.put.len() <= SYNC_FILES_MAX;
-        // Copies are made before modes are set: a first file may be one that even its owner can not read.
-        for index in &self.steps.put {
-            let Some(entry) = self.manifest.entries().get(*index) else { continue };
-            let failed = |doing| failed(doing, &entry.path);
-            let mut name = format!("f{index}");
-            match &entry.kind {
-                Kind::Directory => continue,
-                Kind::Symlink { target } => staging.symlink_contents(tree::name(target), &name).map_err(failed("stage"))?,
-                Kind::File { digest, size } => {
-                    let Some(content) = contents.get(digest) else { continue };
-                    match self.steps.sources.get(content) {
-                        None if used.insert(*content) => name = content_name(*content),
-                        None => {
-                            let from = tree::open_file(&staging, content_name(*content).as_bytes());
-                            copy(from, create(&staging, &name), (*digest, *size)).map_err(failed("stage"))?;
-                        }
-                        Some(source) => {
-                            let from = open(&mut walker, source);
-                            match copy(from, create(&staging, &name), (*digest, *size)) {
-                                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                                    return Err(ApplyError::Changed(source.to_string()));
-                                }
-                                copied => copied.map_err(failed("stage"))?,
-                            }
-                        }
-                    }
-                }
+    /// How the files look that were just put, if they are still those that were staged.
+    fn look_again(&self, prepared: &[Prepared], walker: &mut Walker) -> HashMap<TreePath, (u64, Stamp)> {
+        let since = Moment::now();
+        let mut looks = HashMap::new();
+        for one in prepared {
+            let Some(entry) = self.manifest.entries().get(one.index) else { continue };
+            let seen = walker.look(&entry.path).ok().flatten();
+            if let Some((size, stamp)) = seen.as_ref().and_then(|seen| reliable(seen, since))
+                && one.stamp.is_some_and(|(was, staged)| is_same(was, staged, size, stamp))
+            {
+                looks.insert(entry.path.clone(), (size, stamp));
             }
-            prepared.push((*index, name));
         }
-        for (index, name) in &prepared {
-            let Some(entry) = self.manifest.entries().get(*index).filter(|entry| matches!(entry.kind, Kind::File { .. })) else { continue };
-            let finish = || {
-                let file = tree::open_file(&staging, name.as_bytes())?;
-                file.set_permissions(Permissions::from_mode(entry.mode))?;
-                if each { file.sync_all() } else { Ok(()) }
-            };
-            finish().map_err(failed("stage", &entry.path))?;
-        }
-        if !each {
-            sync_all(&staging, prepared.iter().map(|(_, name)| name.as_str())).map_err(failed("stage", &"the bundle"))?;
-        }
-        Ok(prepared)
+        looks
     }
 
-    /// A walker of the destination, if it exists.
-    fn existing(&self) -> Result<Option<Walker>, ApplyError> {
-        let mut walker = Walker::new(self.base.try_clone().map_err(failed("open", &"."))?);
-        let top = walker.directory(self.destination.as_ref()).and_then(|dir| dir.map(Dir::try_clone).transpose());
-        Ok(top.map_err(failed("open", &"the destination"))?.map(Walker::new))
+    /// Writes down how all that is Muster's looks now: `put` knows it of what was put, the survey of the rest.
+    pub(super) fn write_index(&self, put: &dyn Fn(&TreePath) -> Option<(u64, Stamp)>) {
+        let seen = |path: &TreePath| {
+            let (size, stamp) = self.steps.unchanged.get(path)?;
+            reliable(&Seen::File { mode: 0, size: *size, stamp: *stamp }, self.since)
+        };
+        let before = |path: &TreePath| self.known.get(path).filter(|_| self.manifest.get(path).is_none()).copied();
+        let written = index::write(&self.trees, &self.key, &self.manifest, &self.after, |path| {
+            put(path).or_else(|| seen(path)).or_else(|| before(path))
+        });
+        if written.is_err() {
+            // Without it everything is read the next time, which is slow and right.
+            index::forget(&self.trees, &self.key);
+        }
     }
 
     /// Opens the destination; makes it, and what it is in.
-    fn make_destination(&self, applied: &mut Applied) -> Result<Dir, ApplyError> {
+    pub(super) fn make_destination(&self, applied: &mut Applied) -> Result<Dir, ApplyError> {
         let mut dir = self.base.try_clone().map_err(failed("open", &"."))?;
         let Some(destination) = &self.destination else { return Ok(dir) };
         for component in destination.components() {
@@ -129,41 +106,9 @@ impl Plan {
     }
 }
 
-fn open(walker: &mut Option<Walker>, path: &TreePath) -> io::Result<File> {
-    let walker = walker.as_mut().ok_or(io::ErrorKind::NotFound)?;
-    let parent = walker.directory(path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
-    tree::open_file(parent, path.name())
-}
-
-/// Copies a file whose content is known; anything else is [`io::ErrorKind::InvalidData`].
-fn copy(from: io::Result<File>, to: io::Result<File>, (digest, size): (Digest, u64)) -> io::Result<()> {
-    let (from, mut to, mut hasher) = (from?, to?, Sha256::new());
-    let (mut from, mut buffer) = (from.take(size.saturating_add(1)), vec![0; 128 * 1024]);
-    loop {
-        let count = from.read(&mut buffer)?;
-        match buffer.get(..count) {
-            None | Some([]) => break,
-            Some(piece) => {
-                hasher.update(piece);
-                to.write_all(piece)?;
-            }
-        }
-    }
-    if Digest::finish(hasher) == digest { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
-}
-
-/// Makes many files of a directory durable: one call for the whole file system is far cheaper than one for each.
-#[cfg(target_os = "linux")]
-fn sync_all<'a>(dir: &Dir, _: impl Iterator<Item = &'a str>) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(dir)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sync_all<'a>(dir: &Dir, mut names: impl Iterator<Item = &'a str>) -> io::Result<()> {
-    names.try_for_each(|name| match tree::look(dir, name.as_bytes())? {
-        Some(Seen::File(..)) => tree::open_file(dir, name.as_bytes())?.sync_all(),
-        _ => Ok(()),
-    })
+/// Whether a file is one that was seen before, with the same content: only its name was changed meanwhile.
+pub(super) fn is_same(size_before: u64, before: Stamp, size: u64, stamp: Stamp) -> bool {
+    size == size_before && stamp.inode == before.inode && stamp.mtime_ns == before.mtime_ns
 }
 
 /// The destination while it is being changed.
@@ -177,7 +122,7 @@ struct Switching {
 }
 
 impl Switching {
-    fn run(&mut self, plan: &Plan, staging: Option<&Dir>, prepared: &[(usize, String)]) -> Result<(), ApplyError> {
+    fn run(&mut self, plan: &Plan, prepared: &[Prepared]) -> Result<(), ApplyError> {
         for path in &plan.steps.clear {
             self.remove(path, false)?;
         }
@@ -186,18 +131,21 @@ impl Switching {
             made.map_err(failed("make", path))?;
             self.applied.changed = true;
         }
-        for (index, name) in prepared {
-            let (Some(entry), Some(staging)) = (plan.manifest.entries().get(*index), staging) else { continue };
-            self.put(entry, staging, name)?;
+        for one in prepared {
+            let (Some(entry), Some(staging)) = (plan.manifest.entries().get(one.index), plan.staging.existing()) else { continue };
+            self.put(entry, staging, &one.name)?;
         }
-        for (path, mode) in &plan.steps.modes {
-            let file = self.parent(path).and_then(|dir| tree::open_file(dir, path.name()).map_err(failed("open", path)))?;
-            file.set_permissions(Permissions::from_mode(*mode)).map_err(failed("set the mode of", path))?;
+        for entry in plan.steps.touch.iter().filter_map(|index| plan.manifest.entries().get(*index)) {
+            let path = &entry.path;
+            let Some((_, mtime, _)) = file_of(entry) else { continue };
+            let dir = self.parent(path)?;
+            let file = tree::open_file(dir, path.name()).map_err(failed("open", path))?;
+            dress(&file, entry.mode, mtime).map_err(failed("set mode and time of", path))?;
             self.applied.changed = true;
             self.applied.files_changed += 1;
         }
         for path in &plan.steps.stale {
-            self.remove(path, plan.mode == Mode::Mirror)?;
+            self.remove(path, plan.rules.mode == Mode::Mirror)?;
         }
         Ok(())
     }
@@ -287,7 +235,7 @@ impl Switching {
     }
 }
 
-fn set_mode(dir: &Dir, mode: u32) -> io::Result<()> {
+pub(super) fn set_mode(dir: &Dir, mode: u32) -> io::Result<()> {
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
     dir.try_clone()?.into_std_file().set_permissions(permissions)
 }

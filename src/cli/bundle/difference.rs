@@ -123,7 +123,7 @@ mod tests {
     use crate::names::Digest;
 
     fn file(path: &str, mode: u32, content: &[u8]) -> Entry {
-        let kind = Kind::File { size: content.len() as u64, digest: Digest::of(content) };
+        let kind = Kind::File { size: content.len() as u64, mtime: 0, digest: Digest::of(content), chunks: Box::default() };
         Entry { path: TreePath::from_bytes(path.as_bytes()).unwrap(), mode, kind }
     }
 

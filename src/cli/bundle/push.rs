@@ -1,24 +1,24 @@
 //! The push of a directory: scan it, ask what the server lacks, send that in one pack, and name the whole.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read as _};
+use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use indicatif::ProgressBar;
 use reqwest::Method;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::{Bundle, ContentsAsked, ContentsMissing, ContentsStored};
+use crate::bits::contents::read_spot;
 use crate::bits::manifest::Manifest;
-use crate::bits::pack::{PackError, Packer};
+use crate::bits::pack::{PackError, Packer, write_end};
 use crate::bits::path::TreePath;
-use crate::bits::scan::scan;
+use crate::bits::scan::{Spot, scan};
 use crate::cli::bundle::Pushed;
 use crate::cli::client::{Client, byte_bar};
 use crate::cli::{CliError, doing};
@@ -49,7 +49,7 @@ enum PackingError {
 struct Tree {
     directory: Dir,
     manifest: Manifest,
-    places: BTreeMap<Digest, TreePath>,
+    spots: HashMap<Digest, Spot>,
 }
 
 /// Pushes a directory.
@@ -84,7 +84,7 @@ async fn read(path: &Path) -> Result<Tree, CliError> {
             shown.inc(1);
             shown.set_message(path.to_string());
         });
-        scanned.map(|(manifest, places)| Tree { directory, manifest, places })
+        scanned.map(|(manifest, spots)| Tree { directory, manifest, spots })
     });
     let tree = scanned.await.map_err(|error| CliError::failed(what.clone(), error))?;
     spinner.finish_and_clear();
@@ -127,42 +127,29 @@ async fn send(tree: &Arc<Tree>, missing: &[(Digest, u64)], client: &Client, what
 
 /// Makes a pack of contents. Ends early, and without an error, when nobody takes it any more.
 fn pack(tree: &Tree, missing: &[(Digest, u64)], bar: &ProgressBar, pieces: &mpsc::Sender<io::Result<Bytes>>) -> Result<u64, PackingError> {
-    let mut packer = Packer::new()?;
-    let mut buffer = vec![0; PIECE_BYTES];
+    let (mut packer, mut stream, mut content) = (Packer::new()?, BytesMut::new(), Vec::new());
     let mut sent = 0;
-    let mut give = |bytes: Vec<u8>| {
-        sent += u64::try_from(bytes.len()).unwrap_or_default();
-        bytes.is_empty() || pieces.blocking_send(Ok(bytes.into())).is_ok()
+    let mut give = |stream: &mut BytesMut| {
+        sent += u64::try_from(stream.len()).unwrap_or_default();
+        pieces.blocking_send(Ok(stream.split().freeze())).is_ok()
     };
     for (digest, size) in missing {
-        let path = tree.places.get(digest).ok_or(PackingError::Unknown(*digest))?;
-        let failed = |source| PackingError::Read { path: path.clone(), source };
-        let mut file = match tree.directory.open(path.as_path()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PackingError::Changed(path.clone())),
-            opened => opened.map_err(failed)?,
-        };
-        packer.begin(digest, *size)?;
-        let (mut left, mut hasher) = (*size, Sha256::new());
-        loop {
-            let count = file.read(&mut buffer).map_err(failed)?;
-            let piece = buffer.get(..count).unwrap_or_default();
-            if piece.is_empty() {
-                break;
-            }
-            let grown = || PackingError::Changed(path.clone());
-            left = left.checked_sub(u64::try_from(count).unwrap_or(u64::MAX)).ok_or_else(grown)?;
-            hasher.update(piece);
-            packer.data(piece)?;
-            bar.inc(u64::try_from(count).unwrap_or_default());
-            if !give(packer.take()) {
-                return Ok(0);
-            }
+        let spot = tree.spots.get(digest).ok_or(PackingError::Unknown(*digest))?;
+        match read_spot(&tree.directory, spot, &mut content) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PackingError::Changed(spot.path.clone())),
+            read => read.map_err(|source| PackingError::Read { path: spot.path.clone(), source })?,
         }
-        if left > 0 || Digest::finish(hasher) != *digest {
-            return Err(PackingError::Changed(path.clone()));
+        if Digest::of(&content) != *digest {
+            return Err(PackingError::Changed(spot.path.clone()));
+        }
+        packer.pack(*digest, &content)?.write(&mut stream);
+        bar.inc(*size);
+        if stream.len() >= PIECE_BYTES && !give(&mut stream) {
+            return Ok(0);
         }
     }
-    give(packer.finish()?);
+    write_end(&mut stream);
+    give(&mut stream);
     Ok(sent)
 }
 
@@ -182,33 +169,12 @@ async fn name_it(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bits::pack::{Sink, Unpacker};
+    use crate::bits::pack::{Opener, Unpacker};
 
     fn tree(directory: &Path) -> Tree {
         let directory = Dir::open_ambient_dir(directory, ambient_authority()).unwrap();
-        let (manifest, places) = scan(&directory, &mut |_| {}).unwrap();
-        Tree { directory, manifest, places }
-    }
-
-    #[derive(Default)]
-    struct Taken(Vec<(Digest, Vec<u8>)>);
-
-    impl Sink for Taken {
-        type Error = std::convert::Infallible;
-
-        fn begin(&mut self, digest: &Digest, _: u64) -> Result<(), Self::Error> {
-            self.0.push((*digest, Vec::new()));
-            Ok(())
-        }
-
-        fn data(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
-            self.0.last_mut().unwrap().1.extend(bytes);
-            Ok(())
-        }
-
-        fn end(&mut self) -> Result<(), Self::Error> {
-            Ok(())
-        }
+        let (manifest, spots) = scan(&directory, &mut |_| {}).unwrap();
+        Tree { directory, manifest, spots }
     }
 
     fn packed(tree: &Tree) -> (Result<u64, PackingError>, Vec<u8>) {
@@ -228,10 +194,14 @@ mod tests {
         let tree = tree(directory.path());
         let (made, bytes) = packed(&tree);
         assert_eq!(made.unwrap(), bytes.len() as u64);
-        let mut unpacker = Unpacker::new(Taken::default()).unwrap();
-        unpacker.feed(&bytes).unwrap();
-        let taken = unpacker.finish().unwrap();
-        let contents: Vec<&[u8]> = taken.0.iter().map(|(_, bytes)| bytes.as_slice()).collect();
+        let (mut unpacker, mut opener) = (Unpacker::default(), Opener::new().unwrap());
+        unpacker.feed(&bytes);
+        let mut contents = Vec::new();
+        while let Some(packed) = unpacker.record().unwrap() {
+            contents.push(Vec::new());
+            opener.open(&packed, contents.last_mut().unwrap()).unwrap();
+        }
+        unpacker.finish().unwrap();
         assert_eq!(contents, [&b"one"[..], b"two", b""]);
     }
 

@@ -3,20 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use tokio::io::AsyncRead;
 
 use super::{Gate, ModuleCommand, Refused, Registration, RunInputs};
 use crate::bits::contents::{Bundle, Contents};
 use crate::bits::manifest::Manifest;
+use crate::bits::pack::Packed;
 use crate::journal::{Entry, Level, Line, Records, channel};
 use crate::limits::{CALL_FILE_BYTES_MAX, LOG_LINE_BYTES_MAX, OUTPUT_LOG_LINES_MAX, REASON_BYTES_MAX, RUN_LOG_LINES_MAX};
 use crate::link::Link;
-use crate::machine::{CallError, Change, Command, Output, Stream, SyncMode};
-use crate::names::Digest;
+use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 use crate::policy::{LabelPolicy, parse_file};
 use crate::sandbox::Verdict;
 use crate::store::secrets::Secrets;
@@ -70,7 +68,7 @@ impl Link for Witness {
         self.note(if with_below { "remove all" } else { "remove" }, path, self.change)
     }
 
-    async fn sync(&self, destination: &str, _bundle: &Bundle, _mode: SyncMode) -> Result<Change, CallError> {
+    async fn sync(&self, destination: &str, _bundle: &Bundle, _rules: SyncRules) -> Result<Change, CallError> {
         self.note("sync", destination, self.change)
     }
 
@@ -87,14 +85,28 @@ struct Nowhere;
 
 #[async_trait::async_trait]
 impl Contents for Nowhere {
-    async fn read(&self, _digest: &Digest) -> io::Result<Pin<Box<dyn AsyncRead + Send>>> {
+    fn group(&self, _: u32) -> u64 {
+        0
+    }
+
+    fn at_hand(&self, _: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
+        None
+    }
+
+    async fn read(&self, _: u32) -> io::Result<Packed> {
         Err(io::ErrorKind::NotFound.into())
     }
+
+    async fn turn(&self) -> Box<dyn Send + Sync> {
+        Box::new(())
+    }
+
+    async fn pace(&self, _: usize) {}
 }
 
 fn bundle() -> Bundle {
     let manifest = Manifest::new(Vec::new()).unwrap();
-    Bundle { name: "tools".parse().unwrap(), version: manifest.version(), manifest: Arc::new(manifest), contents: Arc::new(Nowhere) }
+    Bundle::new("tools".parse().unwrap(), manifest, Arc::new(Nowhere))
 }
 
 /// A policy with these lines of TOML below its `[label.NAME]`.

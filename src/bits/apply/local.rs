@@ -1,0 +1,53 @@
+//! A destination on this machine, for the survey.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::survey::Place;
+use crate::bits::chunk::{self, Content};
+use crate::bits::path::TreePath;
+use crate::bits::tree::{self, Seen, Stamp, WalkError, Walker};
+
+/// A directory of this machine, and how its files looked when they were last known.
+pub(super) struct Local {
+    pub(super) walker: Walker,
+    pub(super) known: HashMap<TreePath, (u64, Stamp)>,
+}
+
+impl Place for Local {
+    fn look(&mut self, path: &TreePath) -> io::Result<Option<Seen>> {
+        self.walker.look(path)
+    }
+
+    fn is_left(&mut self, path: &TreePath, size: u64, stamp: Stamp) -> bool {
+        self.known.get(path) == Some(&(size, stamp))
+    }
+
+    fn read(&mut self, path: &TreePath) -> io::Result<Option<Content>> {
+        let mut read = || {
+            let parent = self.walker.directory(path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
+            chunk::read(&mut tree::open_file(parent, path.name())?)
+        };
+        match read() {
+            Ok(content) => Ok(Some(content)),
+            // It can still be replaced, if its directory can be written.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn list(&mut self, path: Option<&TreePath>, hidden: Option<&TreePath>) -> Result<Vec<(TreePath, Seen)>, WalkError> {
+        let mut found = Vec::new();
+        let shown = path.map_or_else(|| ".".to_owned(), TreePath::to_string);
+        if let Some(dir) = self.walker.directory(path).map_err(|error| WalkError::Io(shown, error))? {
+            tree::walk(dir, path, &mut |_, below, seen| -> Result<bool, WalkError> {
+                let visible = hidden != Some(below);
+                if visible {
+                    found.push((below.clone(), seen));
+                }
+                Ok(visible)
+            })?;
+        }
+        Ok(found)
+    }
+}

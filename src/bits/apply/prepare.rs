@@ -1,0 +1,174 @@
+//! Making ready in the staging directory what is to be put: content, mode, time, durable.
+
+use std::collections::HashSet;
+use std::io;
+
+use cap_std::fs::Dir;
+
+use super::staging::{Target, content_name, create, dress, file_name, file_of, open_large, write_piece, write_whole};
+use super::{ApplyError, Plan, failed};
+use crate::bits::manifest::{Entry, Kind};
+use crate::bits::scan::Spot;
+use crate::bits::tree::{self, Stamp, Walker};
+use crate::limits::SYNC_FILES_MAX;
+use crate::names::Digest;
+
+/// An entry that is ready to be put.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// Which of the manifest's entries.
+    pub(super) index: usize,
+    /// Its name in the staging directory.
+    pub(super) name: String,
+    /// How it looks, if it is a file.
+    pub(super) stamp: Option<(u64, Stamp)>,
+}
+
+impl Plan {
+    /// Makes every file and symlink ready that is to be put.
+    pub(super) fn prepare(&mut self) -> Result<Vec<Prepared>, ApplyError> {
+        self.large = None;
+        let put = self.steps.put.clone();
+        // In a tree that is put together anew, a file that only needs another mode is another file: the old tree keeps its own.
+        let copied = if self.is_whole { self.steps.touch.clone() } else { Vec::new() };
+        if put.is_empty() && copied.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.staging.open()?;
+        let Some(staging) = self.staging.existing() else { return Ok(Vec::new()) };
+        let mut walker = self.existing()?;
+        let (mut prepared, mut used) = (Vec::new(), HashSet::new());
+        // Copies are made before modes are set: a first file may be one that even its owner can not read.
+        for index in put.iter().chain(&copied) {
+            let Some(entry) = self.manifest.entries().get(*index) else { continue };
+            let staged = |error: io::Error| match error.kind() {
+                io::ErrorKind::InvalidData => ApplyError::Changed(entry.path.to_string()),
+                _ => failed("stage", &entry.path)(error),
+            };
+            let name = match &entry.kind {
+                Kind::Directory => continue,
+                Kind::Symlink { target } => {
+                    let name = format!("f{index}");
+                    // One from before may be another.
+                    match staging.remove_file(&name) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staged(error)),
+                        _ => staging.symlink_contents(tree::name(target), &name).map_err(staged)?,
+                    }
+                    name
+                }
+                Kind::File { digest, .. } => {
+                    let first = used.insert(*digest);
+                    self.stage(staging, &mut walker, *index, entry, first).map_err(staged)?
+                }
+            };
+            prepared.push(Prepared { index: *index, name, stamp: None });
+        }
+        self.finish(staging, &mut prepared)?;
+        Ok(prepared)
+    }
+
+    /// Stages one file, and answers under which name. The first file with a content takes what was received; others are copies.
+    fn stage(&self, staging: &Dir, walker: &mut Option<Walker>, index: usize, entry: &Entry, first: bool) -> io::Result<String> {
+        let Some((size, _, digest)) = file_of(entry) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let own = format!("f{index}");
+        let (received, is_small) = match entry.chunks().is_empty() {
+            true => (content_name(&digest), true),
+            false => (file_name(&digest), false),
+        };
+        if !first {
+            let mut from = tree::open_file(staging, received.as_bytes())?;
+            io::copy(&mut from, &mut create(staging, &own)?)?;
+            return Ok(own);
+        }
+        let mut content = Vec::new();
+        if is_small {
+            let source = self.manifest.content_index(&digest).and_then(|content| self.steps.sources.get(&content));
+            if let Some(spot) = source {
+                read(walker, spot, &digest, &mut content)?;
+                write_whole(staging, &digest, &content, None)?;
+            }
+            return Ok(received);
+        }
+        let (large, mut offset) = (open_large(staging, &digest, size)?, 0);
+        for (chunk, bytes) in entry.contents() {
+            let source = self.manifest.content_index(&chunk).and_then(|content| self.steps.sources.get(&content));
+            if let Some(spot) = source {
+                read(walker, spot, &chunk, &mut content)?;
+                write_piece(&large, &content, offset)?;
+            }
+            offset += bytes;
+        }
+        Ok(received)
+    }
+
+    /// Gives what was staged its modes and times, and brings it to the disk.
+    fn finish(&self, staging: &Dir, prepared: &mut [Prepared]) -> Result<(), ApplyError> {
+        let each = prepared.len() <= SYNC_FILES_MAX;
+        for one in &mut *prepared {
+            let Some(entry) = self.manifest.entries().get(one.index) else { continue };
+            let Some((_, mtime, digest)) = file_of(entry) else { continue };
+            let mut targets = self.targets.get(&digest).into_iter().flatten();
+            let dressed = targets.any(|target| matches!(target, Target::Whole(Some(_))));
+            let received = self.manifest.content_index(&digest).is_none_or(|content| !self.steps.sources.contains_key(&content));
+            let finish = || {
+                // What was received for one file alone was given its mode when it came; it may not be readable any more.
+                if dressed && received && !each {
+                    return tree::look(staging, one.name.as_bytes());
+                }
+                let file = match tree::open_file(staging, one.name.as_bytes()) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied && dressed && received => {
+                        return tree::look(staging, one.name.as_bytes());
+                    }
+                    opened => opened?,
+                };
+                dress(&file, entry.mode, mtime)?;
+                if each {
+                    file.sync_all()?;
+                }
+                tree::look_at(&file).map(Some)
+            };
+            one.stamp = match finish().map_err(failed("stage", &entry.path))? {
+                Some(tree::Seen::File { size, stamp, .. }) => Some((size, stamp)),
+                _ => return Err(ApplyError::Changed(entry.path.to_string())),
+            };
+        }
+        if !each && !self.is_whole {
+            let names = prepared.iter().map(|one| one.name.as_str());
+            sync_all(staging, names).map_err(failed("stage", &"the bundle"))?;
+        }
+        Ok(())
+    }
+
+    /// A walker of the destination, if it exists.
+    pub(super) fn existing(&self) -> Result<Option<Walker>, ApplyError> {
+        let mut walker = Walker::new(self.base.try_clone().map_err(failed("open", &"."))?);
+        let top = walker.directory(self.destination.as_ref()).and_then(|dir| dir.map(Dir::try_clone).transpose());
+        Ok(top.map_err(failed("open", &"the destination"))?.map(Walker::new))
+    }
+}
+
+/// Reads a content that is at the destination; anything else by now is [`io::ErrorKind::InvalidData`].
+fn read(walker: &mut Option<Walker>, spot: &Spot, digest: &Digest, content: &mut Vec<u8>) -> io::Result<()> {
+    use io::{Read as _, Seek as _};
+    let walker = walker.as_mut().ok_or(io::ErrorKind::NotFound)?;
+    let parent = walker.directory(spot.path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
+    let mut file = tree::open_file(parent, spot.path.name())?;
+    file.seek(io::SeekFrom::Start(spot.offset))?;
+    content.clear();
+    file.take(spot.size).read_to_end(content)?;
+    if Digest::of(content) == *digest { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Makes many files of a directory durable: one call for the whole file system is far cheaper than one for each.
+#[cfg(target_os = "linux")]
+pub(super) fn sync_all<'a>(dir: &Dir, _: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(dir)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn sync_all<'a>(dir: &Dir, mut names: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    names.try_for_each(|name| match tree::look(dir, name.as_bytes())? {
+        Some(tree::Seen::File { .. }) => tree::open_file(dir, name.as_bytes())?.sync_all(),
+        _ => Ok(()),
+    })
+}

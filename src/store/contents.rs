@@ -1,0 +1,84 @@
+//! Where each content of a bundle lies.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::{AssertSqlSafe, Row as _};
+
+use crate::limits::STORE_BATCH_ROWS;
+use crate::names::Digest;
+use crate::store::columns::{number, parsed, places};
+use crate::store::{Result, Store};
+
+/// Where a content lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which segment.
+    pub segment: i64,
+    /// Where its frame begins there, in bytes.
+    pub offset: u32,
+    /// The bytes of its frame.
+    pub frame_bytes: u32,
+    /// The bytes of the content.
+    pub size: u32,
+}
+
+impl Store {
+    /// Writes where contents lie. What is known of one already stays.
+    ///
+    /// # Errors
+    /// The database is not available.
+    pub async fn insert_contents(&self, contents: &[(Digest, Place)]) -> Result<()> {
+        // Two uploads of the same contents take PostgreSQL's locks in the same order.
+        let mut contents: Vec<_> = contents.iter().collect();
+        contents.sort_unstable_by_key(|(digest, _)| *digest.as_bytes());
+        let mut tx = self.begin().await?;
+        for batch in contents.chunks(STORE_BATCH_ROWS) {
+            let sql = format!(
+                "INSERT INTO contents (digest, segment, place, frame_bytes, size) VALUES {} ON CONFLICT (digest) DO NOTHING",
+                places(batch.len(), 5)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(batch.len() == STORE_BATCH_ROWS);
+            for (digest, place) in batch {
+                query = query.bind(digest.to_string()).bind(place.segment).bind(i64::from(place.offset));
+                query = query.bind(i64::from(place.frame_bytes)).bind(i64::from(place.size));
+            }
+            query.execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Answers for each digest where its content lies, in their order; none if there is no such content.
+    ///
+    /// # Errors
+    /// The database is not available, or a row can not be read.
+    pub async fn places(&self, digests: &[Digest]) -> Result<Vec<Option<Place>>> {
+        let mut found = HashMap::new();
+        for batch in digests.chunks(STORE_BATCH_ROWS) {
+            let sql = format!("SELECT * FROM contents WHERE digest IN (VALUES {})", places(batch.len(), 1));
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(batch.len() == STORE_BATCH_ROWS);
+            for digest in batch {
+                query = query.bind(digest.to_string());
+            }
+            for row in query.fetch_all(&self.read).await? {
+                let number = |column| number(&row, column);
+                let place = Place {
+                    segment: row.try_get("segment")?,
+                    offset: number("place")?,
+                    frame_bytes: number("frame_bytes")?,
+                    size: number("size")?,
+                };
+                found.insert(parsed::<Digest>(&row, "digest")?, place);
+            }
+        }
+        Ok(digests.iter().map(|digest| found.get(digest).copied()).collect())
+    }
+
+    /// The segments in which a content lies.
+    ///
+    /// # Errors
+    /// The database is not available, or a row can not be read.
+    pub async fn segments(&self) -> Result<HashSet<i64>> {
+        let rows = sqlx::query("SELECT DISTINCT segment FROM contents").fetch_all(&self.read).await?;
+        rows.iter().map(|row| Ok(row.try_get("segment")?)).collect()
+    }
+}

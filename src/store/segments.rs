@@ -1,0 +1,255 @@
+//! The contents of bundles: many together in one file, a segment, each compressed by itself and sent as it lies there.
+//!
+//! A content counts as soon as a row says where it lies, and that is written when its segment is on the disk. What a server that was cut
+//! off left without a row is deleted at the next start.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use object_store::ObjectStoreExt as _;
+use object_store::local::LocalFileSystem;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::bits::contents::Contents;
+use crate::bits::manifest::Manifest;
+use crate::bits::pack::Packed;
+use crate::limits::{SEGMENT_BYTES, SEGMENTS_AT_HAND, SEGMENTS_STORED_AT_ONCE};
+use crate::names::Digest;
+use crate::store::blobs::{BlobError, Blobs};
+use crate::store::contents::Place;
+use crate::store::{Store, StoreError};
+
+/// Why contents were not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// The segment could not be written.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// The rows could not be.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What sending contents to agents may take of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sending {
+    /// To how many agents contents are sent at once; the others wait for their turn.
+    pub streams_max: usize,
+    /// Bytes a second, to all of them together; no bound if none.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// The segments. Clones are the same.
+#[derive(Clone)]
+pub struct Segments {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    place: LocalFileSystem,
+    blobs: Blobs,
+    store: Store,
+    /// The segments that were read last, the latest first: agents that are sent the same bundle read them once.
+    at_hand: Mutex<Vec<(i64, Arc<OnceCell<Bytes>>)>>,
+    read_bytes: AtomicU64,
+    turns: Arc<Semaphore>,
+    bytes_per_second: Option<u64>,
+    /// Until when what was given out of the bandwidth lasts.
+    given_until: Mutex<Instant>,
+}
+
+impl Segments {
+    /// Opens the directory of segments, makes it if it is missing, and deletes what no row knows. `blobs` says whether its disk has room.
+    ///
+    /// # Errors
+    /// The directory can not be made, read or written, or the database is not available.
+    pub async fn open(dir: &Path, blobs: Blobs, store: Store, sending: Sending) -> Result<Self, SegmentError> {
+        let path = dir.to_path_buf();
+        let known = store.segments().await?;
+        let prepared = tokio::task::spawn_blocking(move || {
+            std::fs::create_dir_all(&path)?;
+            for entry in std::fs::read_dir(&path)? {
+                let entry = entry?;
+                let segment = entry.file_name().to_str().and_then(|name| i64::from_str_radix(name, 16).ok());
+                if segment.is_none_or(|segment| !known.contains(&segment)) {
+                    std::fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(path)
+        });
+        let path = prepared.await.map_err(io::Error::other).flatten().map_err(BlobError::Directory)?;
+        let place = LocalFileSystem::new_with_prefix(path).map_err(BlobError::Unavailable)?.with_fsync(true);
+        let shared = Shared {
+            place,
+            blobs,
+            store,
+            at_hand: Mutex::default(),
+            read_bytes: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(sending.streams_max)),
+            bytes_per_second: sending.bytes_per_second,
+            given_until: Mutex::new(Instant::now()),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Begins to store contents.
+    pub fn writer(&self) -> SegmentWriter {
+        SegmentWriter { segments: self.clone(), frames: BytesMut::new(), rows: Vec::new(), writing: JoinSet::new() }
+    }
+
+    /// The contents of a bundle, all of which are there.
+    ///
+    /// # Errors
+    /// [`BlobError::Missing`] if one is not, or has another size; or the database is not available.
+    pub async fn of(&self, manifest: &Manifest) -> Result<Arc<dyn Contents>, SegmentError> {
+        let digests: Vec<Digest> = manifest.contents().iter().map(|(digest, _)| *digest).collect();
+        let found = self.shared.store.places(&digests).await?;
+        let mut places = Vec::with_capacity(digests.len());
+        for ((digest, size), place) in manifest.contents().iter().zip(found) {
+            let place = place.filter(|place| u64::from(place.size) == *size).ok_or(BlobError::Missing(*digest))?;
+            places.push((*digest, place));
+        }
+        Ok(Arc::new(Placed { segments: self.clone(), places }))
+    }
+
+    /// How many bytes were read from segments since the start.
+    pub fn read_bytes(&self) -> u64 {
+        self.shared.read_bytes.load(Ordering::Relaxed)
+    }
+
+    async fn write(&self, frames: Bytes, rows: Vec<(Digest, Place)>) -> Result<(), SegmentError> {
+        let Some((_, Place { segment, .. })) = rows.first() else { return Ok(()) };
+        self.shared.blobs.check_room(frames.len() as u64)?;
+        self.shared.place.put(&path(*segment), frames.into()).await.map_err(BlobError::Unavailable)?;
+        Ok(self.shared.store.insert_contents(&rows).await?)
+    }
+
+    /// A whole segment, read once for all who ask while it is at hand.
+    async fn segment(&self, segment: i64) -> io::Result<Bytes> {
+        let cell = {
+            let mut at_hand = self.shared.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = at_hand.iter().position(|(other, _)| *other == segment).map(|at| at_hand.remove(at));
+            let found = found.unwrap_or_else(|| (segment, Arc::default()));
+            at_hand.insert(0, found.clone());
+            at_hand.truncate(SEGMENTS_AT_HAND);
+            found.1
+        };
+        let read = cell.get_or_try_init(async || {
+            let bytes = self.shared.place.get(&path(segment)).await?.bytes().await?;
+            self.shared.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Ok::<_, object_store::Error>(bytes)
+        });
+        Ok(read.await?.clone())
+    }
+}
+
+fn path(segment: i64) -> object_store::path::Path {
+    object_store::path::Path::from(format!("{segment:016x}"))
+}
+
+/// Contents on their way into segments. What was not yet written when it is dropped is lost.
+pub struct SegmentWriter {
+    segments: Segments,
+    frames: BytesMut,
+    rows: Vec<(Digest, Place)>,
+    writing: JoinSet<Result<(), SegmentError>>,
+}
+
+impl SegmentWriter {
+    /// Adds a content, which has been verified.
+    ///
+    /// # Errors
+    /// What was added before could not be written: the disk is nearly full, say.
+    pub async fn add(&mut self, packed: &Packed) -> Result<(), SegmentError> {
+        let segment = self.rows.first().map_or_else(|| rand::random_range(0..i64::MAX), |(_, first)| first.segment);
+        let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let place = Place { segment, offset: narrow(self.frames.len()), frame_bytes: narrow(packed.frame.len()), size: packed.size };
+        self.frames.extend_from_slice(&packed.frame);
+        self.rows.push((packed.digest, place));
+        if self.frames.len() < SEGMENT_BYTES {
+            return Ok(());
+        }
+        self.write();
+        while self.writing.len() >= SEGMENTS_STORED_AT_ONCE {
+            self.written().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left. On return all that was added is on the disk.
+    ///
+    /// # Errors
+    /// Something could not be written; some of it may have been.
+    pub async fn finish(mut self) -> Result<(), SegmentError> {
+        self.write();
+        while !self.writing.is_empty() {
+            self.written().await?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) {
+        let (segments, frames, rows) = (self.segments.clone(), self.frames.split().freeze(), std::mem::take(&mut self.rows));
+        self.writing.spawn(async move { segments.write(frames, rows).await });
+    }
+
+    async fn written(&mut self) -> Result<(), SegmentError> {
+        match self.writing.join_next().await {
+            None => Ok(()),
+            Some(Ok(written)) => written,
+            Some(Err(error)) => Err(BlobError::Directory(io::Error::other(error)).into()),
+        }
+    }
+}
+
+/// The contents of one version of a bundle.
+struct Placed {
+    segments: Segments,
+    places: Vec<(Digest, Place)>,
+}
+
+#[async_trait::async_trait]
+impl Contents for Placed {
+    fn group(&self, index: u32) -> u64 {
+        self.places.get(index as usize).map_or(0, |(_, place)| place.segment.cast_unsigned())
+    }
+
+    fn at_hand(&self, groups: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
+        let at_hand = self.segments.shared.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        at_hand.iter().map(|(segment, _)| segment.cast_unsigned()).find(|segment| groups.contains_key(segment))
+    }
+
+    async fn read(&self, index: u32) -> io::Result<Packed> {
+        let (digest, place) = *self.places.get(index as usize).ok_or(io::ErrorKind::NotFound)?;
+        let segment = self.segments.segment(place.segment).await?;
+        let end = (place.offset as usize).saturating_add(place.frame_bytes as usize);
+        let frame = segment.get(place.offset as usize..end).ok_or_else(|| io::Error::other("the segment was cut off"))?;
+        // A copy: whoever is slow to take it would otherwise keep the whole segment.
+        Ok(Packed { digest, size: place.size, frame: Bytes::copy_from_slice(frame) })
+    }
+
+    async fn turn(&self) -> Box<dyn Send + Sync> {
+        // The semaphore is never closed.
+        Box::new(Arc::clone(&self.segments.shared.turns).acquire_owned().await.ok())
+    }
+
+    async fn pace(&self, bytes: usize) {
+        let Some(rate) = self.segments.shared.bytes_per_second else { return };
+        let takes = Duration::from_micros((bytes as u64).saturating_mul(1_000_000) / rate.max(1));
+        // Each piece of each agent waits behind those that were asked for before it, so all get the same.
+        let begin = {
+            let mut given_until = self.segments.shared.given_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = (*given_until).max(Instant::now());
+            *given_until = begin + takes;
+            begin
+        };
+        tokio::time::sleep_until(begin).await;
+    }
+}
