@@ -7,6 +7,7 @@ mod backoff;
 pub mod calls;
 mod launched_log;
 mod register;
+mod resident;
 pub mod server;
 pub mod session;
 pub mod state;
@@ -34,7 +35,7 @@ use self::server::{Server, ServerError};
 use self::session::Ending;
 use self::state::{Secret, State, StateError};
 use self::supervise::{Pace, Supervisor};
-use crate::api::Register;
+use crate::api::{LinkKind, Register};
 use crate::limits::{AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, SECRET_BYTES_MAX};
 use crate::machine::exec::Environment;
 use crate::machine::root::{Root, RootError};
@@ -45,6 +46,9 @@ use crate::names::{AgentName, LabelName};
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 /// How long tasks have to notice that the program ends.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
+
+/// What the program does beside registering.
+const COMMANDS: [&str; 2] = ["link", "keep"];
 
 /// Registers this machine with a Muster server and does what the server's provisioning asks of it.
 #[derive(Debug, Parser)]
@@ -68,6 +72,15 @@ struct Options {
     /// How many builds the machine takes at once.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(AGENT_EXECUTORS_MAX)))]
     executors: u32,
+    /// How the server reaches this machine during a run: `session`, or `ssh` for a server that dials.
+    #[arg(long, value_name = "LINK", default_value = "session", value_parser = link)]
+    link: LinkKind,
+    /// Where the server dials with `--link ssh`, as HOST or HOST:PORT [default: the host's name].
+    #[arg(long, value_name = "HOST")]
+    address: Option<String>,
+    /// File of the host's public ssh key, which the server then expects.
+    #[arg(long, value_name = "FILE")]
+    ssh_host_key_file: Option<PathBuf>,
     /// What the machine was made from.
     #[arg(long, value_name = "ID")]
     image: Option<String>,
@@ -130,6 +143,9 @@ pub enum AgentError {
     /// The server admitted the agent and gave it no credential.
     #[error("the server admitted this agent and gave it no credential")]
     NoCredential,
+    /// The way to the agent of a root.
+    #[error("the agent's socket")]
+    Link(#[source] io::Error),
     /// Signals can not be received.
     #[error("receiving signals")]
     Signals(#[source] io::Error),
@@ -153,16 +169,23 @@ pub fn command() -> clap::Command {
 
 /// Runs `muster-agent` with these arguments, the program's name first, until a signal ends it.
 pub fn main_from(args: impl IntoIterator<Item = OsString>, environment: Environment) -> ExitCode {
-    let options = match Options::try_parse_from(args) {
-        Ok(options) => options,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+    let args: Vec<OsString> = args.into_iter().collect();
+    // These have no options in common with the agent that registers.
+    let is_command = args.get(1).is_some_and(|first| COMMANDS.iter().any(|command| first == command));
+    let options = match is_command {
+        true => None,
+        false => match Options::try_parse_from(&args) {
+            Ok(options) => Some(options),
+            Err(error) => {
+                let _ = error.print();
+                return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            }
+        },
     };
+    let level = options.as_ref().map_or_else(|| Targets::new().with_default(tracing::Level::INFO), |options| options.log.clone());
     let log = tracing_subscriber::fmt::layer().compact().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
     // Whoever calls this from another program may log already, and the provider of TLS may be there as well.
-    let _ = tracing_subscriber::registry().with(log).with(options.log.clone()).try_init();
+    let _ = tracing_subscriber::registry().with(log).with(level).try_init();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -171,7 +194,12 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>, environment: Environm
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(run(options, environment));
+    let ended = runtime.block_on(async {
+        match options {
+            Some(options) => Box::pin(run(options, environment)).await,
+            None => resident::run(&args, environment).await.unwrap_or(Ok(ExitCode::FAILURE)),
+        }
+    });
     // Tasks that are dropped here kill what they started.
     runtime.shutdown_timeout(SHUTDOWN_MAX);
     match ended {
@@ -204,18 +232,32 @@ async fn run(options: Options, environment: Environment) -> Result<ExitCode, Age
     let root = Arc::new(Root::open(&root, &options.allow_write)?);
     let state = State::open(root.clone())?;
     let verify = options.verify;
-    let claim = claim(options, &root)?;
+    let host_key = match &options.ssh_host_key_file {
+        Some(path) => Some(String::from_utf8_lossy(&read_small(path).await?).trim().to_owned()),
+        None => None,
+    };
+    let claim = claim(options, host_key, &root)?;
     let supervisor = Supervisor::start(root.clone(), environment.clone(), Pace::default()).await;
     let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default(), verify });
     let (ending, sessions) = (Ending::default(), TaskTracker::new());
-    let member = Member { server, state, join_token, claim, machine, ending, sessions };
+    let serving = serve_link(claim.link, &machine, claim.instance.clone(), &ending);
+    let member = Member { server, state, join_token, claim, machine: machine.clone(), ending: ending.clone(), sessions };
     let ended = tokio::select! {
         error = member.poll() => Err(error),
+        ended = serving => ended.map(|()| ExitCode::FAILURE),
         () = signals.next() => Ok(ExitCode::SUCCESS),
     };
     tokio::select! {
         () = end(&member) => ended,
         () = signals.next() => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Serves the sessions that the server opens by ssh, if it is to dial; else there is nothing to serve.
+async fn serve_link(link: LinkKind, machine: &Arc<Machine>, instance: Option<String>, ending: &Ending) -> Result<(), AgentError> {
+    match link {
+        LinkKind::Ssh => resident::listen(machine.clone(), instance.unwrap_or_default(), ending.clone(), false).await,
+        _ => std::future::pending().await,
     }
 }
 
@@ -230,7 +272,7 @@ async fn end(member: &Member) {
     }
 }
 
-fn claim(options: Options, root: &Root) -> Result<Register, AgentError> {
+fn claim(options: Options, ssh_host_key: Option<String>, root: &Root) -> Result<Register, AgentError> {
     let host = rustix::system::uname();
     let name = match options.name {
         Some(name) => name,
@@ -255,14 +297,27 @@ fn claim(options: Options, root: &Root) -> Result<Register, AgentError> {
         labels: options.labels,
         executors: options.executors,
         root: root.path().to_str().ok_or_else(|| AgentError::RootText(root.path().to_owned()))?.to_owned(),
-        address: None,
+        address: match options.link {
+            LinkKind::Ssh => options.address.or_else(|| Some(host.nodename().to_string_lossy().into_owned())),
+            _ => options.address,
+        },
         os: host.sysname().to_string_lossy().to_ascii_lowercase(),
         arch: host.machine().to_string_lossy().into_owned(),
         image: options.image,
         attributes: options.attributes.into_iter().collect::<BTreeMap<_, _>>(),
-        ssh_host_key: None,
+        ssh_host_key,
         instance: Some(uuid::Uuid::new_v4().to_string()),
+        link: options.link,
     })
+}
+
+fn link(text: &str) -> Result<LinkKind, String> {
+    match text {
+        "session" => Ok(LinkKind::Session),
+        "ssh" => Ok(LinkKind::Ssh),
+        "poll" => Err("a machine with a muster-agent opens sessions; `scripts/muster-poll` is for one without".to_owned()),
+        _ => Err("a link is `session` or `ssh`".to_owned()),
+    }
 }
 
 fn attribute(text: &str) -> Result<(String, String), String> {

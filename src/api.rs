@@ -75,6 +75,29 @@ pub struct Register {
     /// A random id of this start of the agent program. When it changes, the machine is provisioned again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// How it is reached during a run.
+    #[serde(default, skip_serializing_if = "LinkKind::is_default")]
+    pub link: LinkKind,
+}
+
+/// How an agent is reached during a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// It opens a session when it is told to.
+    #[default]
+    Session,
+    /// The server dials its `address`.
+    Ssh,
+    /// It asks for its next step, with nothing but `sh` and `curl`.
+    Poll,
+}
+
+impl LinkKind {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The answer to a registration or a poll.

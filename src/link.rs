@@ -1,6 +1,6 @@
 //! The way to one agent during a run.
 //!
-//! [`frames`] is the language of the session, shared with `muster-agent`. The server's side, [`session`], and [`local`], which does
+//! [`frames`] is the language of the session, shared with `muster-agent`; [`stream`] carries it where there is no WebSocket. The server's side, [`session`], and [`local`], which does
 //! everything on this machine for `muster module try`, stand behind the one trait [`Link`].
 
 pub mod frames;
@@ -8,6 +8,10 @@ pub mod frames;
 pub mod local;
 #[cfg(feature = "server")]
 pub mod session;
+pub mod stream;
+
+#[cfg(feature = "server")]
+use std::sync::Arc;
 
 #[cfg(feature = "server")]
 use crate::bits::contents::Bundle;
@@ -34,4 +38,18 @@ pub trait Link: Send + Sync {
     async fn stop(&self) -> Result<bool, CallError>;
     /// Ends what was launched and starts this, to be kept running.
     async fn launch(&self, command: &Command) -> Result<(), CallError>;
+    /// A run begins: what was launched and ends is not started again for now.
+    async fn hold(&self) -> Result<(), CallError>;
+    /// No run is under way any more: what was launched is kept running.
+    async fn resume(&self) -> Result<(), CallError>;
+    /// The agent is to take no more work: what was launched is ended, and kept ended.
+    async fn drain(&self, reason: &str) -> Result<(), CallError>;
+    /// Ends the link, and all calls with the reason why.
+    fn close(&self, reason: &str);
+}
+
+/// Whether two are the same link.
+#[cfg(feature = "server")]
+pub fn is_same(one: &Arc<dyn Link>, other: &Arc<dyn Link>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
 }

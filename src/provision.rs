@@ -19,8 +19,7 @@ use crate::api::AgentState;
 use crate::credential::new_id;
 use crate::journal::{self, now_us};
 use crate::limits::{LAUNCH_MAX, LOOKS_AT_ONCE, REDACTED_BYTES_MIN, STORE_RETRY};
-use crate::link::Link as _;
-use crate::link::session::Session;
+use crate::link::Link;
 use crate::machine::{CallError, Command};
 use crate::roster::Roster;
 use crate::roster::agent::{Agent, View};
@@ -119,7 +118,7 @@ impl Provision {
 
     /// Brings an agent to the releases of its labels, and launches what is to be launched.
     async fn bring(&self, agent: &Arc<Agent>, ending: &CancellationToken, work: Work) -> Result<(), StoreError> {
-        let Some(session) = agent.session() else {
+        let Some(link) = agent.link() else {
             agent.want_session();
             return Ok(());
         };
@@ -149,8 +148,8 @@ impl Provision {
         if stopped {
             return Ok(());
         }
-        // A session that is lost here makes the first run end so.
-        let _ = session.hold().await;
+        // A link that is lost here makes the first run end so.
+        let _ = link.hold().await;
         let mut launch = None;
         let last = work.releases.len();
         for (at, release) in work.releases.iter().enumerate() {
@@ -163,17 +162,17 @@ impl Provision {
             }
             let is_last = at + 1 == last;
             let (verdict, module_launch) =
-                self.run_one(agent, &session, ending, release, attempt, is_last && launch.is_none() && policy_launch.is_none()).await?;
+                self.run_one(agent, &link, ending, release, attempt, is_last && launch.is_none() && policy_launch.is_none()).await?;
             if verdict != Verdict::Provisioned {
-                let _ = session.resume().await;
+                let _ = link.resume().await;
                 return Ok(());
             }
             launch = module_launch.or(policy_launch).or(launch);
         }
         if let Some(command) = launch {
-            self.launch(agent, &session, ending, &command).await?;
+            self.launch(agent, &*link, ending, &command).await?;
         } else {
-            let _ = session.resume().await;
+            let _ = link.resume().await;
         }
         if agent.state() == AgentState::Ready {
             self.metrics.ready_after(microseconds(now_us() - waited_since_us));
@@ -181,11 +180,11 @@ impl Provision {
         Ok(())
     }
 
-    async fn launch(&self, agent: &Agent, session: &Session, ending: &CancellationToken, command: &Command) -> Result<(), StoreError> {
+    async fn launch(&self, agent: &Agent, link: &dyn Link, ending: &CancellationToken, command: &Command) -> Result<(), StoreError> {
         let launched = tokio::select! {
             biased;
             () = ending.cancelled() => return Ok(()),
-            launched = tokio::time::timeout(LAUNCH_MAX, session.launch(command)) => launched.unwrap_or(Err(CallError::TimedOut)),
+            launched = tokio::time::timeout(LAUNCH_MAX, link.launch(command)) => launched.unwrap_or(Err(CallError::TimedOut)),
         };
         self.roster
             .change(agent, |row| {
@@ -214,7 +213,7 @@ impl Provision {
     async fn run_one(
         &self,
         agent: &Arc<Agent>,
-        session: &Session,
+        link: &Arc<dyn Link>,
         ending: &CancellationToken,
         release: &Arc<Release>,
         attempt: u32,
@@ -243,7 +242,7 @@ impl Provision {
         self.store.begin_run(&run).await?;
         self.metrics.runs_in_progress.inc();
         let (recorder, records) = journal::channel();
-        let inputs = self.inputs(agent, session, release, &ready, attempt, recorder);
+        let inputs = self.inputs(agent, link, release, &ready, attempt, recorder);
         let running = async {
             tokio::select! {
                 outcome = self.sandbox.run(&ready.module, inputs) => outcome,
@@ -288,7 +287,7 @@ impl Provision {
     fn inputs(
         &self,
         agent: &Agent,
-        session: &Session,
+        link: &Arc<dyn Link>,
         release: &Release,
         ready: &Ready,
         attempt: u32,
@@ -312,7 +311,7 @@ impl Provision {
             policy: Arc::clone(&release.policy),
             bundles: BTreeMap::clone(&ready.bundles),
             secrets: Some(self.secrets.clone()),
-            link: Arc::new(session.clone()),
+            link: Arc::clone(link),
             recorder,
         }
     }

@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::api::{AgentState, Register};
+use crate::api::{AgentState, LinkKind, Register};
 use crate::credential::Credential;
 use crate::journal::now_us;
 use crate::limits::REASON_BYTES_MAX;
 use crate::link::frames::Launched;
-use crate::link::session::Session;
+use crate::link::session::Event;
+use crate::link::{Link, is_same};
 use crate::names::{AgentName, LabelName};
 use crate::roster::agent::Agent;
 use crate::store::agents::AgentRow;
@@ -221,30 +222,59 @@ impl Roster {
         tracing::info!(agent = %agent.name, state, "agent {} is {state}: {reason}", agent.name);
     }
 
-    /// Opens an agent's session, in place of one that may be open still. The one before is closed.
-    pub fn open_session(&self, agent: &Agent, session: Session, launched: Launched) {
+    /// Opens an agent's link, in place of one that may be open still. The one before is closed.
+    pub fn open_link(&self, agent: &Agent, link: Arc<dyn Link>, launched: Option<Launched>) {
         let before = {
             let mut live = agent.live();
-            live.launched = Some(launched);
+            live.launched = launched;
             live.wants_session = false;
-            live.session.replace(session)
+            live.link.replace(link)
         };
         match before {
             Some(before) => before.close("the agent opened another session"),
-            None => {
+            None if agent.link_kind() == LinkKind::Session => {
                 self.sessions.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {}
+        }
+    }
+
+    /// Closes an agent's link, unless another one has taken its place.
+    pub fn close_link(&self, agent: &Agent, link: &Arc<dyn Link>, reason: &str) {
+        link.close(reason);
+        let mut live = agent.live();
+        if live.link.as_ref().is_some_and(|open| is_same(open, link)) {
+            live.link = None;
+            live.launched = None;
+            if live.claims.link == LinkKind::Session {
+                self.sessions.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
-    /// Closes an agent's session, unless another one has taken its place.
-    pub fn close_session(&self, agent: &Agent, session: &Session, reason: &str) {
-        session.close(reason);
-        let mut live = agent.live();
-        if live.session.as_ref().is_some_and(|open| open.is(session)) {
-            live.session = None;
-            live.launched = None;
-            self.sessions.fetch_sub(1, Ordering::Relaxed);
+    /// Takes what an agent said of its own accord in its session.
+    pub async fn said(&self, agent: &Agent, event: Event) {
+        match event {
+            Event::Launched(launched) => {
+                if let Launched::Exited { status, restarts, .. } = &launched {
+                    tracing::debug!(agent = %agent.name(), status, restarts, "what agent {} launched ended with status {status}", agent.name());
+                }
+                agent.launched(launched);
+            }
+            Event::Draining(reason) => {
+                let changed = self.change(agent, |row| {
+                    let ends = !matches!(row.state, AgentState::Quarantined | AgentState::Draining | AgentState::Gone);
+                    ends.then(|| {
+                        row.state = AgentState::Draining;
+                        row.retry_at_us = None;
+                        format!("the agent is ending: {reason}")
+                    })
+                });
+                if let Err(error) = changed.await {
+                    tracing::error!(agent = %agent.name(), %error, "that agent {} is ending could not be stored", agent.name());
+                }
+                agent.end();
+            }
         }
     }
 
@@ -256,9 +286,9 @@ impl Roster {
     /// Closes an agent's session if more are open than there should be, and nothing is to be done in it.
     pub fn spare_session(&self, agent: &Agent) {
         let idle = matches!(agent.state(), AgentState::Ready | AgentState::Draining | AgentState::Quarantined);
-        let spare = idle && self.sessions() > self.settings.sessions_max;
-        if let Some(session) = agent.session().filter(|_| spare) {
-            self.close_session(agent, &session, "more sessions are open than this server keeps");
+        let spare = idle && agent.link_kind() == LinkKind::Session && self.sessions() > self.settings.sessions_max;
+        if let Some(link) = agent.link().filter(|_| spare) {
+            self.close_link(agent, &link, "more sessions are open than this server keeps");
         }
     }
 
@@ -322,10 +352,10 @@ impl Roster {
             }
         }
         agent.end();
-        if let Some(session) = agent.session() {
+        if let Some(link) = agent.link() {
             // One that is cut off just now can not be told, and finds out when it is back.
-            let _ = session.drain(cause).await;
-            self.close_session(agent, &session, cause);
+            let _ = link.drain(cause).await;
+            self.close_link(agent, &link, cause);
         }
         Ok(())
     }

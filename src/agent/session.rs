@@ -1,4 +1,4 @@
-//! The session: the WebSocket over which the server asks for things to be done.
+//! The session: the WebSocket, or another stream, over which the server asks for things to be done.
 //!
 //! One task reads, one writes; everything to be sent goes through the writer's bounded queue. When the session ends, for whatever reason,
 //! its calls are ended with it. What was launched stays.
@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -37,6 +36,9 @@ pub enum SessionError {
     /// The connection failed.
     #[error("the connection")]
     Wire(#[from] Box<tungstenite::Error>),
+    /// The stream failed.
+    #[error("the stream")]
+    Stream(#[from] std::io::Error),
     /// Nothing was heard of the server.
     #[error("the server has been silent for {SESSION_SILENCE_MAX:?}")]
     Silence,
@@ -83,6 +85,30 @@ pub async fn serve(
     };
     tracing::info!("the session with {} is open", server.base());
     let (sink, stream) = socket.split();
+    let stream = stream.filter_map(async |message| match message {
+        Ok(Wire::Text(text)) => Some(Ok(Message::Text(text.to_string()))),
+        Ok(Wire::Binary(bytes)) => Some(Ok(Message::Binary(bytes))),
+        Ok(Wire::Ping(_) | Wire::Pong(_)) => Some(Ok(Message::Ping)),
+        Ok(Wire::Close(_)) => Some(Err(SessionError::Closed)),
+        Ok(Wire::Frame(_)) => None,
+        Err(error) => Some(Err(SessionError::Wire(Box::new(error)))),
+    });
+    let sink =
+        sink.with(async |message| Ok::<_, tungstenite::Error>(wire(message))).sink_map_err(|error| SessionError::Wire(Box::new(error)));
+    serve_on(Box::pin(stream), Box::pin(sink), machine, instance, ending).await
+}
+
+/// Serves a session that is open to its end. Returns without an error when the agent itself ends.
+///
+/// # Errors
+/// When it is lost.
+pub(super) async fn serve_on(
+    stream: impl Stream<Item = Result<Message, SessionError>> + Unpin,
+    sink: impl Sink<Message, Error = SessionError> + Unpin + Send + 'static,
+    machine: Arc<Machine>,
+    instance: &str,
+    ending: &Ending,
+) -> Result<(), SessionError> {
     let (outbox, outgoing) = mpsc::channel(SESSION_PIECES_WAITING_MAX);
     let mut launched = machine.supervisor.state();
     let hello = FromAgent::Hello {
@@ -130,7 +156,11 @@ async fn open(server: &Server, path: &str, credential: &Secret) -> Result<Socket
     }
 }
 
-async fn read(mut stream: SplitStream<Socket>, mut calls: Calls, machine: &Machine) -> Result<(), SessionError> {
+async fn read(
+    mut stream: impl Stream<Item = Result<Message, SessionError>> + Unpin,
+    mut calls: Calls,
+    machine: &Machine,
+) -> Result<(), SessionError> {
     let mut silent_at = Instant::now() + SESSION_SILENCE_MAX;
     loop {
         let message = tokio::select! {
@@ -139,11 +169,11 @@ async fn read(mut stream: SplitStream<Socket>, mut calls: Calls, machine: &Machi
         };
         match message {
             Err(_) => return Err(SessionError::Silence),
-            Ok(None) | Ok(Some(Ok(Wire::Close(_)))) => return Err(SessionError::Closed),
-            Ok(Some(Err(error))) => return Err(SessionError::Wire(Box::new(error))),
-            Ok(Some(Ok(Wire::Text(text)))) => hear(decode(text.as_str())?, &mut calls, machine).await?,
-            Ok(Some(Ok(Wire::Binary(bytes)))) => calls.data(Data::decode(bytes)?).await?,
-            Ok(Some(Ok(Wire::Ping(_) | Wire::Pong(_) | Wire::Frame(_)))) => {}
+            Ok(None) => return Err(SessionError::Closed),
+            Ok(Some(Err(error))) => return Err(error),
+            Ok(Some(Ok(Message::Text(text)))) => hear(decode(&text)?, &mut calls, machine).await?,
+            Ok(Some(Ok(Message::Binary(bytes)))) => calls.data(Data::decode(bytes)?).await?,
+            Ok(Some(Ok(Message::Ping))) => {}
         }
         // Counted from here: while a call takes its input, it is this side that does not listen.
         silent_at = Instant::now() + SESSION_SILENCE_MAX;
@@ -165,7 +195,7 @@ async fn hear(frame: ToAgent, calls: &mut Calls, machine: &Machine) -> Result<()
 }
 
 async fn write(
-    mut sink: SplitSink<Socket, Wire>,
+    mut sink: impl Sink<Message, Error = SessionError> + Unpin,
     hello: Message,
     mut outgoing: mpsc::Receiver<Message>,
     mut launched: watch::Receiver<Launched>,
@@ -173,35 +203,35 @@ async fn write(
 ) -> Result<(), SessionError> {
     let mut pings = tokio::time::interval(SESSION_PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    sink.send(wire(hello)).await.map_err(Box::new)?;
+    sink.send(hello).await?;
     let mut said = false;
     loop {
         let message = tokio::select! {
             biased;
             () = ending.draining.cancelled(), if !said => {
                 said = true;
-                wire(encode(&FromAgent::Draining { reason: "the agent program was told to end".to_owned() })?)
+                encode(&FromAgent::Draining { reason: "the agent program was told to end".to_owned() })?
             }
             Ok(()) = launched.changed() => {
                 let launched = launched.borrow_and_update().clone();
-                wire(encode(&FromAgent::Launched { launched })?)
+                encode(&FromAgent::Launched { launched })?
             }
-            _ = pings.tick() => Wire::Ping(Bytes::new()),
+            _ = pings.tick() => Message::Ping,
             message = outgoing.recv() => match message {
-                Some(message) => wire(message),
+                Some(message) => message,
                 None => break,
             },
             () = ending.over.cancelled() => break,
         };
-        sink.send(message).await.map_err(Box::new)?;
+        sink.send(message).await?;
     }
-    sink.close().await.map_err(Box::new)?;
-    Ok(())
+    sink.close().await
 }
 
 fn wire(message: Message) -> Wire {
     match message {
         Message::Text(text) => Wire::text(text),
         Message::Binary(bytes) => Wire::Binary(bytes),
+        Message::Ping => Wire::Ping(Bytes::new()),
     }
 }

@@ -1,15 +1,15 @@
 //! Bringing a directory to what a manifest says.
 //!
 //! A [`Destination`] knows at a glance whether anything is to be done. A [`Plan`] looks and decides, and finds every conflict before anything
-//! is sent; what is missing is taken into a staging directory and verified; [`Plan::switch`] then puts it in place. A destination that holds
-//! nothing but what Muster put there is put together anew beside the old one and switched by one rename; in one that is shared with others
-//! files are put one by one. Until then nothing at the destination is different. What has been taken stays when a plan is given up, and
+//! is sent; what is missing is taken into a staging directory and verified; [`Plan::switch`] then puts it in place. A destination that is
+//! new, or that holds nothing but what Muster put there and changes for the greater part, is put together beside and switched by one rename;
+//! in any other files are put one by one. Until then nothing at the destination is different. What leaves it is kept for a while: see [`kept`]. What has been taken stays when a plan is given up, and
 //! the next one goes on from there. Everything is done through handles, and no symlink is followed. One destination takes one plan at a
 //! time.
 
+pub mod kept;
 mod local;
 mod prepare;
-pub mod rollback;
 mod staging;
 pub(crate) mod survey;
 mod switch;
@@ -23,6 +23,7 @@ use std::path::{Component, Path};
 
 use cap_std::fs::{Dir, File};
 
+use self::kept::Kept;
 use self::local::Local;
 use self::staging::{Staging, Target};
 use self::survey::{Steps, Survey};
@@ -31,6 +32,7 @@ use super::ledger::{self, Ledger, LedgerError};
 use super::manifest::{Manifest, ManifestError};
 use super::pack::{Opener, PackError, Packed};
 use super::path::{PathError, TreePath};
+use super::scan::Spot;
 use super::tree::{self, Seen, WalkError, Walker};
 use crate::names::Digest;
 
@@ -239,17 +241,21 @@ impl Destination<'_> {
             let there: HashSet<u32> = staging::staged(dir, &manifest, &steps.missing, &targets).into_iter().collect();
             steps.missing.retain(|index| !there.contains(index));
         }
+        let kept = Kept::open(&state, self.key).map_err(failed("open", &"what is kept"))?;
+        let found = kept.find(&manifest, &steps.missing).map_err(failed("read", &"what is kept"))?;
+        steps.missing.retain(|index| !found.contains_key(index));
         let mut plan = Plan {
             awaited: steps.missing.iter().filter_map(|index| manifest.contents().get(*index as usize).copied()).collect(),
             begun_place: ledger.next_place(&after),
             is_recorded: ledger.settled() == Some(&after),
             is_whole: false,
+            kept,
+            found,
             exists,
             key: self.key.to_owned(),
             rules,
             base,
             destination,
-            state,
             trees,
             manifest,
             after,
@@ -272,7 +278,6 @@ impl Destination<'_> {
 pub struct Plan {
     base: Dir,
     destination: Option<TreePath>,
-    state: Dir,
     trees: Dir,
     key: String,
     rules: Rules,
@@ -286,6 +291,9 @@ pub struct Plan {
     /// Whether the destination is put together anew and switched by one rename.
     is_whole: bool,
     steps: Steps,
+    kept: Kept,
+    /// Where missing contents are kept from before.
+    found: HashMap<u32, Spot>,
     staging: Staging,
     targets: HashMap<Digest, Vec<Target>>,
     /// The contents that are missing and have not come yet.

@@ -226,9 +226,9 @@ async fn halt(app: &App, agent: &Arc<Agent>, state: AgentState, cause: String) -
         });
     }
     agent.end();
-    match agent.session() {
-        // One that is cut off just now is told when it is back, with its session's first word.
-        Some(session) => drop(session.drain(&told).await),
+    match agent.link() {
+        // One that is cut off just now is told when it is back, with its link's first word.
+        Some(link) => drop(link.drain(&told).await),
         None => agent.want_session(),
     }
     Ok(axum::Json(shown(agent.view())))

@@ -15,13 +15,14 @@ use crate::http::App;
 use crate::http::access::Caller;
 use crate::http::problem::Fault;
 use crate::limits::{NAME_BYTES_MAX, SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
+use crate::link::Link;
 use crate::link::frames::{FromAgent, Launched, Message, PROTOCOL, decode};
-use crate::link::session::{Event, Session};
+use crate::link::session::Session;
 use crate::roster::Why;
 use crate::roster::agent::Agent;
 
 /// Messages that wait to be sent.
-const OUTGOING_WAITING: usize = 16;
+const OUTGOING_WAITING: usize = 4;
 
 /// Opens the two-way link of an agent: a WebSocket.
 #[utoipa::path(get, path = "/v1/session", tag = "agents", responses((status = 101), (status = "4XX", body = crate::api::Problem)))]
@@ -48,10 +49,11 @@ async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
     };
     let (outgoing, queue) = mpsc::channel(OUTGOING_WAITING);
     let session = Session::new(outgoing);
-    app.roster.open_session(&agent, session.clone(), launched);
+    let link: Arc<dyn Link> = Arc::new(session.clone());
+    app.roster.open_link(&agent, Arc::clone(&link), Some(launched));
     // It may have been given up just now: it can not stay, and registers anew when it is told so.
     if agent.state() == AgentState::Gone {
-        app.roster.close_session(&agent, &session, "the agent is gone");
+        app.roster.close_link(&agent, &link, "the agent is gone");
         return;
     }
     app.roster.wake(&agent, Why::Heard);
@@ -59,14 +61,14 @@ async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
     // One that was halted while it was cut off hears of it now.
     let view = agent.view();
     if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) {
-        let _ = session.drain(&view.row.reason).await;
+        let _ = link.drain(&view.row.reason).await;
     }
     let reason = tokio::select! {
         reason = receive(&app, &agent, &session, stream) => reason,
         reason = send(sink, queue, &session) => reason,
         () = app.ending.cancelled() => "the server is stopping".into(),
     };
-    app.roster.close_session(&agent, &session, &reason);
+    app.roster.close_link(&agent, &link, &reason);
     tracing::debug!(agent = %agent.name(), reason, "the session of agent {} is closed: {reason}", agent.name());
 }
 
@@ -104,37 +106,12 @@ async fn receive(app: &App, agent: &Arc<Agent>, session: &Session, mut stream: S
             Ok(None) => {}
             Ok(Some(event)) => {
                 // In a task of its own: what is between the store and memory is brought to its end, whatever becomes of the session.
-                let (app, agent) = (app.clone(), Arc::clone(agent));
-                if let Err(error) = tokio::spawn(async move { on_event(&app, &agent, event).await }).await {
+                let (roster, agent) = (Arc::clone(&app.roster), Arc::clone(agent));
+                if let Err(error) = tokio::spawn(async move { roster.said(&agent, event).await }).await {
                     tracing::error!(%error, "what an agent said broke down");
                 }
             }
             Err(error) => return format!("the agent sent what is no frame: {error}"),
-        }
-    }
-}
-
-async fn on_event(app: &App, agent: &Arc<Agent>, event: Event) {
-    match event {
-        Event::Launched(launched) => {
-            if let Launched::Exited { status, restarts, .. } = &launched {
-                tracing::debug!(agent = %agent.name(), status, restarts, "what agent {} launched ended with status {status}", agent.name());
-            }
-            agent.launched(launched);
-        }
-        Event::Draining(reason) => {
-            let changed = app.roster.change(agent, |row| {
-                let ends = !matches!(row.state, AgentState::Quarantined | AgentState::Draining | AgentState::Gone);
-                ends.then(|| {
-                    row.state = AgentState::Draining;
-                    row.retry_at_us = None;
-                    format!("the agent is ending: {reason}")
-                })
-            });
-            if let Err(error) = changed.await {
-                tracing::error!(agent = %agent.name(), %error, "that agent {} is ending could not be stored", agent.name());
-            }
-            agent.end();
         }
     }
 }
@@ -148,6 +125,7 @@ async fn send(mut sink: SplitSink<WebSocket, Ws>, mut queue: mpsc::Receiver<Mess
             message = queue.recv() => match message {
                 Some(Message::Text(text)) => Ws::Text(text.into()),
                 Some(Message::Binary(bytes)) => Ws::Binary(bytes),
+                Some(Message::Ping) => Ws::Ping(bytes::Bytes::new()),
                 None => return "the server closed it".into(),
             },
             () = session.over() => return "the server closed it".into(),

@@ -21,6 +21,8 @@ pub enum Message {
     Text(String),
     /// Encoded [`Data`].
     Binary(Bytes),
+    /// Only says that the sender is there.
+    Ping,
 }
 
 /// What the server says.

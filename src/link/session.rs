@@ -21,7 +21,7 @@ use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules, with
 /// Pieces of a call's data that wait for the call to take them.
 const PIECES_WAITING: usize = 16;
 
-/// One agent's session, open until [`Session::close`]. Clones are the same session.
+/// One agent's session, open until it is [closed](Link::close). Clones are the same session.
 #[derive(Clone)]
 pub struct Session {
     shared: Arc<Shared>,
@@ -62,17 +62,13 @@ impl Session {
         Self { shared: Arc::new(Shared { outgoing, over: CancellationToken::new(), calls, next_id: AtomicU32::new(1) }) }
     }
 
-    /// Whether two are the same session.
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
-    }
-
     /// Takes a message that came in, and answers what is not part of a call.
     ///
     /// # Errors
     /// When it is no frame. The session is to be closed then.
     pub async fn receive(&self, message: Message) -> Result<Option<Event>, FrameError> {
         let (id, incoming) = match message {
+            Message::Ping => return Ok(None),
             Message::Binary(bytes) => {
                 let data = Data::decode(bytes)?;
                 (data.id, Incoming::Data(data.channel, data.bytes))
@@ -95,41 +91,9 @@ impl Session {
         Ok(None)
     }
 
-    /// Ends all calls with the reason why the session is over.
-    pub fn close(&self, reason: &str) {
-        let mut calls = self.lock();
-        calls.closed.get_or_insert_with(|| reason.to_owned());
-        calls.open.clear();
-        self.shared.over.cancel();
-    }
-
     /// Waits until the session is closed, so that its connection is closed too: an agent that holds on to it would open no other.
     pub async fn over(&self) {
         self.shared.over.cancelled().await;
-    }
-
-    /// A run begins: what was launched and ends is not started again for now.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub async fn hold(&self) -> Result<(), CallError> {
-        self.say(&ToAgent::Hold {}).await
-    }
-
-    /// No run is under way any more: what was launched is kept running.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub async fn resume(&self) -> Result<(), CallError> {
-        self.say(&ToAgent::Resume {}).await
-    }
-
-    /// The agent is to take no more work.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub async fn drain(&self, reason: &str) -> Result<(), CallError> {
-        self.say(&ToAgent::Drain { reason: reason.into() }).await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Calls> {
@@ -383,5 +347,24 @@ impl Link for Session {
         let open = self.begin(call).await?;
         open.sender().all(&command.stdin).await?;
         open.answer().await.map(drop)
+    }
+
+    async fn hold(&self) -> Result<(), CallError> {
+        self.say(&ToAgent::Hold {}).await
+    }
+
+    async fn resume(&self) -> Result<(), CallError> {
+        self.say(&ToAgent::Resume {}).await
+    }
+
+    async fn drain(&self, reason: &str) -> Result<(), CallError> {
+        self.say(&ToAgent::Drain { reason: reason.into() }).await
+    }
+
+    fn close(&self, reason: &str) {
+        let mut calls = self.lock();
+        calls.closed.get_or_insert_with(|| reason.to_owned());
+        calls.open.clear();
+        self.shared.over.cancel();
     }
 }

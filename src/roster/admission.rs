@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use rand::RngExt as _;
 
-use crate::api::{AgentState, Register, Registered, RegisteredAgent};
+use crate::api::{AgentState, LinkKind, Register, Registered, RegisteredAgent};
 use crate::credential::{self, Holder};
 use crate::journal::now_us;
 use crate::limits::{
@@ -167,8 +167,8 @@ impl Roster {
         if let Some(before) = &before {
             before.live().row.state = AgentState::Gone;
             before.end();
-            if let Some(session) = before.session() {
-                self.close_session(before, &session, "another machine took the agent's name");
+            if let Some(link) = before.link() {
+                self.close_link(before, &link, "another machine took the agent's name");
             }
         }
         tracing::info!(agent = %agent.name, token = token.id, "agent {} registered", agent.name);
@@ -207,8 +207,8 @@ impl Roster {
     /// Ends what an earlier start of the agent program left: its session may look open until its silence is noticed.
     fn end_former_life(&self, agent: &Agent) {
         agent.end();
-        if let Some(session) = agent.session() {
-            self.close_session(agent, &session, "the agent program was started anew");
+        if let Some(link) = agent.link() {
+            self.close_link(agent, &link, "the agent program was started anew");
         }
     }
 
@@ -313,7 +313,8 @@ impl Roster {
         let live = agent.live();
         // An agent that waits for a run is let in beyond the bound: the bound is for those who merely stay.
         let waits = live.wants_session || matches!(live.row.state, AgentState::Registered | AgentState::Failed);
-        let wanted = live.session.is_none() && (waits || self.sessions() < self.settings.sessions_max);
+        let wanted =
+            live.claims.link == LinkKind::Session && live.link.is_none() && (waits || self.sessions() < self.settings.sessions_max);
         let jitter = rand::rng().random_range(1.0 - POLL_JITTER_SHARE..=1.0 + POLL_JITTER_SHARE);
         Registered {
             agent: RegisteredAgent {

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{AgentState, Register};
+use crate::api::{AgentState, LinkKind, Register};
 use crate::journal::now_us;
+use crate::link::Link;
 use crate::link::frames::Launched;
-use crate::link::session::Session;
 use crate::names::{AgentName, LabelName, TeamName};
 use crate::roster::Why;
 use crate::store::agents::AgentRow;
@@ -29,7 +29,7 @@ pub struct Agent {
 pub(super) struct Live {
     pub(super) row: AgentRow,
     pub(super) claims: Register,
-    pub(super) session: Option<Session>,
+    pub(super) link: Option<Arc<dyn Link>>,
     pub(super) launched: Option<Launched>,
     pub(super) ending: CancellationToken,
     pub(super) deferred: Option<Why>,
@@ -48,9 +48,9 @@ pub struct View {
     pub row: AgentRow,
     /// What it said of itself.
     pub claims: Register,
-    /// Whether its session is open.
+    /// Whether its link is open.
     pub session: bool,
-    /// How what was launched is, if its session said so.
+    /// How what was launched is, if its link said so.
     pub launched: Option<Launched>,
     /// When it was last heard of.
     pub seen_us: i64,
@@ -67,7 +67,7 @@ impl Agent {
             live: Mutex::new(Live {
                 row,
                 claims,
-                session: None,
+                link: None,
                 launched: None,
                 ending: CancellationToken::new(),
                 deferred: None,
@@ -99,7 +99,7 @@ impl Agent {
         View {
             row: live.row.clone(),
             claims: live.claims.clone(),
-            session: live.session.is_some(),
+            session: live.link.is_some(),
             launched: live.launched.clone(),
             seen_us: self.seen_us.load(Ordering::Relaxed),
         }
@@ -126,9 +126,14 @@ impl Agent {
         self.live().row.team.clone()
     }
 
-    /// Its open session.
-    pub fn session(&self) -> Option<Session> {
-        self.live().session.clone()
+    /// How it is reached.
+    pub fn link_kind(&self) -> LinkKind {
+        self.live().claims.link
+    }
+
+    /// Its open link.
+    pub fn link(&self) -> Option<Arc<dyn Link>> {
+        self.live().link.clone()
     }
 
     /// Cancelled when what is under way for the agent is to end: it is drained, stopped or removed.
@@ -143,7 +148,8 @@ impl Agent {
         live.ending = CancellationToken::new();
     }
 
-    /// Has the agent open a session at its next poll, beyond the bound if need be: there is something to do or to say.
+    /// Has the agent open a session at its next poll, beyond the bound if need be: there is something to do or to say. One of another link has
+    /// it open anyway, or is being dialled.
     pub fn want_session(&self) {
         self.live().wants_session = true;
     }

@@ -59,7 +59,7 @@ impl Roster {
             AgentState::Provisioning if !agent.is_taken() => {
                 self.begin_again(agent).await?;
             }
-            AgentState::Registered if agent.session().is_some() => self.wake(agent, Why::Heard),
+            AgentState::Registered if agent.link().is_some() => self.wake(agent, Why::Heard),
             AgentState::Failed if retry_at.is_some_and(|at| at <= now) => self.wake(agent, Why::Retry),
             _ => {}
         }
@@ -93,8 +93,8 @@ impl Roster {
         });
         if lost.await? {
             agent.end();
-            if let Some(session) = agent.session() {
-                self.close_session(agent, &session, "the agent missed its polls");
+            if let Some(link) = agent.link() {
+                self.close_link(agent, &link, "the agent missed its polls");
             }
         }
         Ok(())

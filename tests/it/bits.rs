@@ -648,27 +648,68 @@ fn what_is_unchanged_is_known_without_reading_and_what_was_changed_is_seen() {
 }
 
 #[test]
-fn a_tree_of_musters_own_is_switched_by_one_rename_and_the_old_one_is_kept() {
+fn a_tree_that_is_new_or_changes_for_the_greater_part_is_switched_by_one_rename() {
     let house = House { protects: false, ..House::new() };
     let file = |content: &[u8]| Node::File(0o644, content.to_vec(), 1);
-    let before = Tree::from([(b"a".to_vec(), file(b"one")), (b"b".to_vec(), file(b"two"))]);
-    let after = Tree::from([(b"a".to_vec(), file(b"one")), (b"b".to_vec(), file(b"new"))]);
-    house.apply(&before, Mode::Mirror).unwrap();
+    let tree = |contents: [&[u8]; 3]| {
+        Tree::from([(b"a".to_vec(), file(contents[0])), (b"b".to_vec(), file(contents[1])), (b"c".to_vec(), file(contents[2]))])
+    };
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    house.apply(&tree([b"1", b"2", b"3"]), Mode::Mirror).unwrap();
     let (top, kept) = (inode(&house.destination()), inode(&house.destination().join("a")));
-    house.apply(&after, Mode::Mirror).unwrap();
-    assert_ne!(inode(&house.destination()), top, "the destination is another directory");
+    house.apply(&tree([b"1", b"2", b"new"]), Mode::Mirror).unwrap();
+    assert_eq!(inode(&house.destination()), top, "one file of three is put in place");
+    house.apply(&tree([b"1", b"other", b"files"]), Mode::Mirror).unwrap();
+    assert_ne!(inode(&house.destination()), top, "two files of three make another directory");
     assert_eq!(inode(&house.destination().join("a")), kept, "what is unchanged is the same file");
-    let generations = house.top.path().join("state/generations");
-    let old = fs::read_dir(&generations).unwrap().next().unwrap().unwrap().path().join("1");
-    assert_eq!(read_tree(&old), before);
-    assert_eq!(read_tree(&house.destination()), after);
     // With something of somebody else's in it, it is not Muster's own any more.
     fs::write(house.destination().join("theirs"), b"").unwrap();
     let top = inode(&house.destination());
-    house.apply(&before, Mode::Mirror).unwrap();
+    house.apply(&tree([b"x", b"y", b"z"]), Mode::Mirror).unwrap();
     assert_eq!(inode(&house.destination()), top);
     assert!(house.destination().join("theirs").exists());
+}
+
+#[test]
+fn the_trees_before_are_had_again_without_sending_anything() {
+    let house = House { protects: false, ..House::new() };
+    let file = |content: &[u8]| Node::File(0o644, grown(content), 1);
+    let tree = |contents: [&[u8]; 4]| -> Tree {
+        (b'a'..).zip(contents).filter(|(_, content)| *content != b"-").map(|(name, content)| (vec![name], file(content))).collect()
+    };
+    // The second is put in place, the third switched as a whole.
+    let trees = [tree([b"1", b"2", b"3", b"large"]), tree([b"1", b"2", b"-", b"larger"]), tree([b"x", b"y", b"z", b"larger"])];
+    let apply = |tree: &Tree| {
+        assert!(!house.plan(tree, Mode::Mirror).unwrap().missing().is_empty());
+        house.apply(tree, Mode::Mirror).unwrap();
+        while house.place().unchanged(&manifest(tree).version(), Mode::Mirror).unwrap().is_none() {
+            house.apply(tree, Mode::Mirror).unwrap();
+        }
+    };
+    trees.iter().for_each(apply);
+    for tree in [&trees[0], &trees[2], &trees[0]] {
+        let plan = house.plan(tree, Mode::Mirror).unwrap();
+        assert_eq!(plan.missing(), Vec::<u32>::new());
+        plan.switch().unwrap();
+        assert_eq!(read_tree(&house.destination()), *tree);
+        while house.place().unchanged(&manifest(tree).version(), Mode::Mirror).unwrap().is_none() {
+            house.apply(tree, Mode::Mirror).unwrap();
+        }
+    }
+    // What is kept and damaged is not used, and is sent the next time.
+    let kept = house.top.path().join("state/kept");
+    for file in walk(&kept).into_iter().filter(|path| !path.ends_with("manifest")) {
+        fs::write(file, b"damaged").unwrap();
+    }
+    while let Err(error) = house.apply(&trees[2], Mode::Mirror) {
+        assert!(matches!(error, ApplyError::Changed(_)), "{error:?}");
+    }
+    assert_eq!(read_tree(&house.destination()), trees[2]);
+}
+
+fn walk(top: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(top).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 #[test]

@@ -24,6 +24,12 @@ pub(super) struct Prepared {
     pub(super) stamp: Option<(u64, Stamp)>,
 }
 
+/// Where on this machine contents are.
+struct Places {
+    destination: Option<Walker>,
+    kept: Walker,
+}
+
 impl Plan {
     /// Makes every file and symlink ready that is to be put.
     pub(super) fn prepare(&mut self) -> Result<Vec<Prepared>, ApplyError> {
@@ -36,7 +42,10 @@ impl Plan {
         }
         self.staging.open()?;
         let Some(staging) = self.staging.existing() else { return Ok(Vec::new()) };
-        let mut walker = self.existing()?;
+        let mut places = Places {
+            destination: self.existing()?,
+            kept: Walker::new(self.kept.dir().try_clone().map_err(failed("open", &"what is kept"))?),
+        };
         let (mut prepared, mut used) = (Vec::new(), HashSet::new());
         // Copies are made before modes are set: a first file may be one that even its owner can not read.
         for index in put.iter().chain(&copied) {
@@ -58,7 +67,7 @@ impl Plan {
                 }
                 Kind::File { digest, .. } => {
                     let first = used.insert(*digest);
-                    self.stage(staging, &mut walker, *index, entry, first).map_err(staged)?
+                    self.stage(staging, &mut places, *index, entry, first).map_err(staged)?
                 }
             };
             prepared.push(Prepared { index: *index, name, stamp: None });
@@ -68,7 +77,7 @@ impl Plan {
     }
 
     /// Stages one file, and answers under which name. The first file with a content takes what was received; others are copies.
-    fn stage(&self, staging: &Dir, walker: &mut Option<Walker>, index: usize, entry: &Entry, first: bool) -> io::Result<String> {
+    fn stage(&self, staging: &Dir, places: &mut Places, index: usize, entry: &Entry, first: bool) -> io::Result<String> {
         let Some((size, _, digest)) = file_of(entry) else { return Err(io::ErrorKind::InvalidInput.into()) };
         let own = format!("f{index}");
         let (received, is_small) = match entry.chunks().is_empty() {
@@ -82,18 +91,14 @@ impl Plan {
         }
         let mut content = Vec::new();
         if is_small {
-            let source = self.manifest.content_index(&digest).and_then(|content| self.steps.sources.get(&content));
-            if let Some(spot) = source {
-                read(walker, spot, &digest, &mut content)?;
+            if self.read(places, &digest, &mut content)? {
                 write_whole(staging, &digest, &content, None)?;
             }
             return Ok(received);
         }
         let (large, mut offset) = (open_large(staging, &digest, size)?, 0);
         for (chunk, bytes) in entry.contents() {
-            let source = self.manifest.content_index(&chunk).and_then(|content| self.steps.sources.get(&content));
-            if let Some(spot) = source {
-                read(walker, spot, &chunk, &mut content)?;
+            if self.read(places, &chunk, &mut content)? {
                 write_piece(&large, &content, offset)?;
             }
             offset += bytes;
@@ -109,7 +114,7 @@ impl Plan {
             let Some((_, mtime, digest)) = file_of(entry) else { continue };
             let mut targets = self.targets.get(&digest).into_iter().flatten();
             let dressed = targets.any(|target| matches!(target, Target::Whole(Some(_))));
-            let received = self.manifest.content_index(&digest).is_none_or(|content| !self.steps.sources.contains_key(&content));
+            let received = self.manifest.content_index(&digest).is_none_or(|index| self.source(index).is_none());
             let finish = || {
                 // What was received for one file alone was given its mode when it came; it may not be readable any more.
                 if dressed && received && !each {
@@ -139,6 +144,26 @@ impl Plan {
         Ok(())
     }
 
+    /// Where on this machine a content is, if it is: at the destination, or kept from before.
+    fn source(&self, index: u32) -> Option<(&Spot, bool)> {
+        let here = self.steps.sources.get(&index).map(|spot| (spot, true));
+        here.or_else(|| self.found.get(&index).map(|spot| (spot, false)))
+    }
+
+    /// Reads a content that is on this machine, and answers whether it is. What is something else by now is [`io::ErrorKind::InvalidData`].
+    fn read(&self, places: &mut Places, digest: &Digest, content: &mut Vec<u8>) -> io::Result<bool> {
+        let Some((spot, is_here)) = self.manifest.content_index(digest).and_then(|index| self.source(index)) else { return Ok(false) };
+        let walker = if is_here { places.destination.as_mut() } else { Some(&mut places.kept) };
+        match read(walker, spot, digest, content) {
+            Err(_) if !is_here => {
+                // The next try asks for it.
+                let _ = self.kept.dir().remove_file(spot.path.as_path());
+                Err(io::ErrorKind::InvalidData.into())
+            }
+            read => read.map(|()| true),
+        }
+    }
+
     /// A walker of the destination, if it exists.
     pub(super) fn existing(&self) -> Result<Option<Walker>, ApplyError> {
         let mut walker = Walker::new(self.base.try_clone().map_err(failed("open", &"."))?);
@@ -148,9 +173,9 @@ impl Plan {
 }
 
 /// Reads a content that is at the destination; anything else by now is [`io::ErrorKind::InvalidData`].
-fn read(walker: &mut Option<Walker>, spot: &Spot, digest: &Digest, content: &mut Vec<u8>) -> io::Result<()> {
+fn read(walker: Option<&mut Walker>, spot: &Spot, digest: &Digest, content: &mut Vec<u8>) -> io::Result<()> {
     use io::{Read as _, Seek as _};
-    let walker = walker.as_mut().ok_or(io::ErrorKind::NotFound)?;
+    let walker = walker.ok_or(io::ErrorKind::NotFound)?;
     let parent = walker.directory(spot.path.parent().as_ref())?.ok_or(io::ErrorKind::NotFound)?;
     let mut file = tree::open_file(parent, spot.path.name())?;
     file.seek(io::SeekFrom::Start(spot.offset))?;

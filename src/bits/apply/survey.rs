@@ -34,6 +34,8 @@ pub(crate) struct Steps {
     pub(crate) missing: Vec<u32>,
     /// How many files and symlinks are to be removed.
     pub(crate) files_removed: u64,
+    /// The digests of files that are to be replaced or removed, where they are known.
+    pub(crate) leaving: HashMap<TreePath, Digest>,
     /// How the files look that are as they should be.
     pub(crate) unchanged: HashMap<TreePath, (u64, Stamp)>,
 }
@@ -187,7 +189,10 @@ impl<P: Place> Survey<'_, P> {
                 let wanted = entry.contents().map(|(_, size)| size).sum::<u64>();
                 // A small file of another size is another file; of a large one it is worth knowing what is in it.
                 let may_help = size == wanted || !entry.chunks().is_empty();
-                if may_help && self.digest(path, size, stamp)? == Some(*digest) {
+                let found = if may_help { self.digest(path, size, stamp)? } else { self.left(path, size, stamp) };
+                if let Some(other) = found.filter(|found| found != digest) {
+                    self.steps.leaving.insert(path.clone(), other);
+                } else if found.is_some() {
                     if mode != entry.mode || stamp.mtime() != mtime {
                         self.steps.touch.push(index);
                     } else {
@@ -211,6 +216,16 @@ impl<P: Place> Survey<'_, P> {
         }
         self.steps.put.push(index);
         Ok(())
+    }
+
+    /// The digest of a file that is as Muster left it.
+    fn left(&mut self, path: &TreePath, size: u64, stamp: Stamp) -> Option<Digest> {
+        let entry = self.ledger.left(path)?;
+        let is_left = self.place.as_mut()?.is_left(path, size, stamp);
+        match entry.kind {
+            Kind::File { digest, .. } if is_left => Some(digest),
+            _ => None,
+        }
     }
 
     /// The digest of a file, whose contents are remembered as sources; none if it can not be read.
@@ -273,6 +288,11 @@ impl<P: Place> Survey<'_, P> {
                         && let Some(seen) = self.look(&entry.path)?.filter(|seen| ledger::is(entry, seen))
                     {
                         removed += is_file(&seen);
+                        if let Seen::File { size, stamp, .. } = seen
+                            && let Some(digest) = self.left(&entry.path, size, stamp)
+                        {
+                            self.steps.leaving.insert(entry.path.clone(), digest);
+                        }
                         self.steps.stale.push(entry.path.clone());
                     }
                 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
 use cap_std::fs::{Dir, MetadataExt as _};
+use rustix::fs::{RenameFlags, renameat_with};
 
 use super::prepare::Prepared;
 use super::staging::{dress, file_of};
@@ -14,6 +15,7 @@ use crate::bits::manifest::Entry;
 use crate::bits::path::TreePath;
 use crate::bits::tree::{self, Seen, Stamp, Walker};
 use crate::limits::SYNC_FILES_MAX;
+use crate::names::Digest;
 
 impl Plan {
     /// Brings the destination to what the manifest says, and writes that into the ledger.
@@ -36,8 +38,11 @@ impl Plan {
         let top = self.make_destination(&mut applied)?;
         let mut put = HashMap::new();
         if !self.steps.is_empty() {
+            // Without it the tree before can not be had again, and that is all.
+            let keeping = if self.is_recorded { None } else { self.kept.begin(&self.trees, &self.key).ok() };
             index::forget(&self.trees, &self.key);
-            let mut switching = Switching { walker: Walker::new(top), loosened: BTreeMap::new(), touched: BTreeSet::new(), applied };
+            let mut switching =
+                Switching { walker: Walker::new(top), loosened: BTreeMap::new(), touched: BTreeSet::new(), keeping, applied };
             let switched = switching.run(&self, &prepared);
             let synced = switching.sync();
             switching.restore();
@@ -49,6 +54,7 @@ impl Plan {
         if !self.is_recorded {
             ledger::settle(&self.trees, &self.key, self.begun_place)?;
         }
+        self.kept.prune();
         self.write_index(&|path| put.get(path).copied());
         self.staging.remove();
         Ok(applied)
@@ -118,13 +124,15 @@ struct Switching {
     loosened: BTreeMap<Option<TreePath>, u32>,
     /// Directories in which something changed.
     touched: BTreeSet<Option<TreePath>>,
+    /// Where what leaves is kept.
+    keeping: Option<Dir>,
     applied: Applied,
 }
 
 impl Switching {
     fn run(&mut self, plan: &Plan, prepared: &[Prepared]) -> Result<(), ApplyError> {
         for path in &plan.steps.clear {
-            self.remove(path, false)?;
+            self.remove(path, false, None)?;
         }
         for path in &plan.steps.make {
             let made = self.parent(path)?.create_dir(tree::name(path.name()));
@@ -133,7 +141,7 @@ impl Switching {
         }
         for one in prepared {
             let (Some(entry), Some(staging)) = (plan.manifest.entries().get(one.index), plan.staging.existing()) else { continue };
-            self.put(entry, staging, &one.name)?;
+            self.put(entry, staging, &one.name, plan.steps.leaving.get(&entry.path))?;
         }
         for entry in plan.steps.touch.iter().filter_map(|index| plan.manifest.entries().get(*index)) {
             let path = &entry.path;
@@ -145,7 +153,7 @@ impl Switching {
             self.applied.files_changed += 1;
         }
         for path in &plan.steps.stale {
-            self.remove(path, plan.rules.mode == Mode::Mirror)?;
+            self.remove(path, plan.rules.mode == Mode::Mirror, plan.steps.leaving.get(path))?;
         }
         Ok(())
     }
@@ -171,16 +179,25 @@ impl Switching {
         Ok(dir)
     }
 
-    fn put(&mut self, entry: &Entry, staging: &Dir, name: &str) -> Result<(), ApplyError> {
-        let put = staging.rename(name, self.parent(&entry.path)?, tree::name(entry.path.name()));
-        put.map_err(failed("write", &entry.path))?;
+    /// Puts what is staged, and keeps the file that it replaces, if it is known which one that is.
+    fn put(&mut self, entry: &Entry, staging: &Dir, name: &str, leaving: Option<&Digest>) -> Result<(), ApplyError> {
+        let at = tree::name(entry.path.name());
+        let dir = self.parent(&entry.path)?;
+        let exchanged = leaving.is_some() && renameat_with(staging, name, dir, at, RenameFlags::EXCHANGE).is_ok();
+        if exchanged {
+            if let (Some(keeping), Some(digest)) = (&self.keeping, leaving) {
+                let _ = staging.rename(name, keeping, digest.to_string());
+            }
+        } else {
+            staging.rename(name, dir, at).map_err(failed("write", &entry.path))?;
+        }
         self.applied.changed = true;
         self.applied.files_changed += 1;
         Ok(())
     }
 
     /// Removes what is at a path; what is gone already is not missed.
-    fn remove(&mut self, path: &TreePath, keep_full_directories: bool) -> Result<(), ApplyError> {
+    fn remove(&mut self, path: &TreePath, keep_full_directories: bool, leaving: Option<&Digest>) -> Result<(), ApplyError> {
         let Some(seen) = self.walker.look(path).map_err(failed("look at", path))? else { return Ok(()) };
         let (dir, name) = (self.parent(path)?, tree::name(path.name()));
         if let Seen::Directory(_) = seen {
@@ -189,7 +206,11 @@ impl Switching {
                 removed => removed.map_err(failed("remove", path))?,
             }
         } else {
-            dir.remove_file(name).map_err(failed("remove", path))?;
+            let dir = dir.try_clone().map_err(failed("open the directory of", path))?;
+            let kept = self.keeping.as_ref().zip(leaving).is_some_and(|(to, digest)| dir.rename(name, to, digest.to_string()).is_ok());
+            if !kept {
+                dir.remove_file(name).map_err(failed("remove", path))?;
+            }
             self.applied.files_removed += 1;
         }
         self.applied.changed = true;

@@ -1,7 +1,8 @@
-//! A destination that holds nothing but what Muster put there: it is put together anew beside the old one, and switched by one rename.
+//! A destination that is new, or Muster's own and changed for the greater part: it is put together beside the old one, and switched by one
+//! rename.
 //!
-//! Files that are the same in both are the same files, by hard links, so that only what changed takes time and room. The trees that were
-//! there before are kept for a while: see [`rollback`](super::rollback).
+//! Files that are the same in both are the same files, by hard links. That touches every one of them, so for a small change it would cost
+//! many times what putting a few files in place does: on ext4 a second and a half for 20,000 files of which 200 are new, against a fifth.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -12,12 +13,12 @@ use rustix::fs::{RenameFlags, renameat_with};
 use super::prepare::{Prepared, sync_all};
 use super::staging::{self, TREE, same_mount};
 use super::switch::{is_same, set_mode};
-use super::{Applied, ApplyError, Mode, Plan, failed, rollback};
+use super::{Applied, ApplyError, Mode, Plan, failed};
 use crate::bits::index::{self, Moment, reliable};
 use crate::bits::ledger::{self, Ledger};
 use crate::bits::manifest::{Entry, Kind};
 use crate::bits::path::TreePath;
-use crate::bits::tree::{self, Stamp, Walker};
+use crate::bits::tree::{self, Seen, Stamp, Walker};
 use crate::limits::SYNC_FILES_MAX;
 
 impl Plan {
@@ -31,6 +32,9 @@ impl Plan {
             return Ok(true);
         }
         let Some(mut walker) = self.existing()?.filter(|_| self.rules.mode != Mode::Push) else { return Ok(false) };
+        if self.steps.put.len() + self.steps.touch.len() <= self.steps.unchanged.len() {
+            return Ok(false);
+        }
         let (above, name) = self.above()?;
         let top = walker.directory(None).map_err(failed("open", &name))?;
         // One that something is mounted on can not be renamed.
@@ -82,19 +86,42 @@ impl Plan {
         applied.changed = true;
         applied.files_changed = (self.steps.put.len() + self.steps.touch.len()) as u64;
         applied.files_removed = self.steps.files_removed;
-        if exists {
-            // A tree that can not be kept is no reason to fail: it is where it should be, and what was there is of no more use.
-            let _ = rollback::keep(&self.state, &self.trees, &self.key, staging);
+        if exists && !self.is_recorded {
+            // What can not be kept can not be had again, and that is all.
+            let _ = self.keep();
         }
         if !self.is_recorded {
             ledger::settle(&self.trees, &self.key, self.begun_place)?;
         }
-        rollback::prune(&self.state, &self.key);
+        self.kept.prune();
         let mut walker = Walker::new(tree::enter(&above, destination.name()).map_err(failed("open", &shown))?);
         let looks = look_again(&looks, &mut walker);
         self.write_index(&|path| looks.get(path).copied());
         self.staging.remove();
         Ok(applied)
+    }
+
+    /// Keeps what is in the old tree, which is in the staging directory now, and not in the new one.
+    fn keep(&mut self) -> io::Result<()> {
+        let keeping = self.kept.begin(&self.trees, &self.key)?;
+        let Some(before) = self.kept.generations().last().map(|last| self.kept.manifest(*last)).transpose()? else { return Ok(()) };
+        let Some(staging) = self.staging.existing() else { return Ok(()) };
+        let mut old = Walker::new(tree::enter(staging, TREE.as_bytes())?);
+        for entry in before.entries() {
+            let Some((size, _, digest)) = staging::file_of(entry) else { continue };
+            // What does not look as it did then is not kept: it would not be what its name says.
+            let Some(Seen::File { size: there, stamp, .. }) = old.look(&entry.path)? else { continue };
+            let known = self.known.get(&entry.path).is_some_and(|(was, before)| is_same(*was, *before, there, stamp));
+            let same = self.manifest.get(&entry.path).and_then(staging::file_of).is_some_and(|(_, _, now)| now == digest);
+            if known
+                && !same
+                && size == there
+                && let Some(dir) = old.directory(entry.path.parent().as_ref())?
+            {
+                dir.rename(tree::name(entry.path.name()), &keeping, digest.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the new tree together in the staging directory; how its files look.
