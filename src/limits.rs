@@ -87,7 +87,7 @@ pub const CHUNK_BYTES: usize = 256 * 1024;
 /// Bytes that a chunk has at least, unless it is the last of its file.
 pub const CHUNK_BYTES_MIN: usize = 64 * 1024;
 /// Bytes of compressed contents that are kept together in one file of the store.
-pub const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
+pub const SEGMENT_BYTES: usize = 1024 * 1024;
 /// Digests in one question which contents the server lacks.
 pub const DIGESTS_ASKED_MAX: usize = 50_000;
 /// Bytes in one piece of a stream.

@@ -175,11 +175,13 @@ impl Destination<'_> {
     /// If the destination can not be looked at.
     pub fn unchanged(&self, version: &Digest, mode: Mode) -> Result<Option<Applied>, ApplyError> {
         let trees = ledger::place(self.state)?;
-        if self.verify || mode == Mode::MirrorDeletingForeign || ledger::is_begun(&trees, self.key) {
+        // What is protected is there and not known to the index, so the directories would always seem to hold more.
+        let alone = mode == Mode::MirrorDeletingForeign;
+        if self.verify || (alone && self.protect.is_some()) || ledger::is_begun(&trees, self.key) {
             return Ok(None);
         }
         let Some(index) = Index::read(&trees, self.key).filter(|index| index.bundle == *version) else { return Ok(None) };
-        if mode == Mode::Mirror && !index.is_all {
+        if mode != Mode::Push && !index.is_all {
             return Ok(None);
         }
         let mut walker = Walker::new(tree::reopen(self.base).map_err(failed("open", &"."))?);
@@ -187,7 +189,7 @@ impl Destination<'_> {
         let Some(top) = walker.directory(destination.as_ref()).map_err(failed("open", &"the destination"))? else { return Ok(None) };
         let mut walker = Walker::new(top.try_clone().map_err(failed("open", &"the destination"))?);
         // What can not be looked at is looked at again, and told.
-        let holds = index.still_holds(&mut walker).unwrap_or(false);
+        let holds = index.still_holds(&mut walker, alone).unwrap_or(false);
         let (files, bytes) = index.sizes();
         Ok(holds.then_some(Applied { files, bytes, ..Applied::default() }))
     }

@@ -5,8 +5,9 @@
 //! shortly before it was looked at that a further change might have left no trace. An index that is damaged, or that came from elsewhere
 //! with the tree, is as good as none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read as _, Write as _};
+use std::time::Duration;
 
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use rustix::time::{ClockId, clock_gettime};
@@ -52,6 +53,43 @@ pub(super) fn reliable(seen: &Seen, since: Moment) -> Option<(u64, Stamp)> {
         Seen::File { size, stamp, .. } if since.is_past(*stamp) => Some((*size, *stamp)),
         _ => None,
     }
+}
+
+/// Looks at files that were put a moment ago, and answers how those look that are still what was staged. Waits until what was just changed
+/// can be relied upon: otherwise the next apply would have to read it all.
+pub(super) fn look_again<'a>(
+    staged: impl Iterator<Item = (&'a TreePath, (u64, Stamp))>,
+    walker: &mut Walker,
+) -> HashMap<TreePath, (u64, Stamp)> {
+    let mut staged: Vec<_> = staged.collect();
+    staged.sort_unstable_by_key(|(path, _)| *path);
+    let mut look = |wait: bool| {
+        if wait {
+            std::thread::sleep(Duration::from_nanos(GRAIN_NS.unsigned_abs() + 2_000_000));
+        }
+        let since = Moment::now();
+        let mut all = true;
+        let mut looks = HashMap::with_capacity(staged.len());
+        for (path, (size_before, before)) in &staged {
+            match walker.look(path) {
+                Ok(Some(Seen::File { size, stamp, .. })) if is_same(*size_before, *before, size, stamp) => match since.is_past(stamp) {
+                    true => drop(looks.insert((*path).clone(), (size, stamp))),
+                    false => all = false,
+                },
+                _ => {}
+            }
+        }
+        (looks, all)
+    };
+    match look(false) {
+        (looks, true) => looks,
+        (_, false) => look(true).0,
+    }
+}
+
+/// Whether a file is one that was seen before, with the same content: only its name was changed meanwhile.
+pub(super) fn is_same(size_before: u64, before: Stamp, size: u64, stamp: Stamp) -> bool {
+    size == size_before && stamp.inode == before.inode && stamp.mtime_ns == before.mtime_ns
 }
 
 /// What an index says of a destination.
@@ -110,11 +148,13 @@ impl Index {
         (0..self.count).map(move |_| Record::read(&mut rest))
     }
 
-    /// Whether all of it still looks as it did.
+    /// Whether all of it still looks as it did, and, if it is to be `alone`, nothing else is there.
     ///
     /// # Errors
     /// If something can not be looked at.
-    pub(super) fn still_holds(&self, walker: &mut Walker) -> io::Result<bool> {
+    pub(super) fn still_holds(&self, walker: &mut Walker, alone: bool) -> io::Result<bool> {
+        // How many names are known in each directory.
+        let mut known: HashMap<&[u8], HashSet<&[u8]>> = HashMap::new();
         for record in self.records() {
             let Some(record) = record else { return Ok(false) };
             let same = match walker.look_bytes(record.path)? {
@@ -126,6 +166,23 @@ impl Index {
                 Some(Seen::Other) | None => false,
             };
             if !same {
+                return Ok(false);
+            }
+            let mut path = record.path;
+            while alone
+                && let (above, name) = split(path)
+                && known.entry(above).or_default().insert(name)
+                && !above.is_empty()
+            {
+                path = above;
+            }
+            if alone && record.kind == DIRECTORY {
+                known.entry(record.path).or_default();
+            }
+        }
+        for (directory, names) in known {
+            let Some(dir) = walker.directory_of(directory)? else { return Ok(false) };
+            if tree::reopen(dir)?.entries()?.count() != names.len() {
                 return Ok(false);
             }
         }
@@ -211,6 +268,14 @@ pub(super) fn write(
 pub(super) fn forget(trees: &Dir, key: &str) {
     // One that stays would still be found not to hold.
     let _ = trees.remove_file(file(key));
+}
+
+/// The directory that a path is in, and its name there.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (&[], path),
+    }
 }
 
 fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {

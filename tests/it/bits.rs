@@ -607,11 +607,18 @@ fn what_is_unchanged_is_known_without_reading_and_what_was_changed_is_seen() {
     let bundle =
         Tree::from([(b"d/a".to_vec(), Node::File(0o644, b"one".to_vec(), 1)), (b"d/b".to_vec(), Node::File(0o600, b"two".to_vec(), 1))]);
     let version = manifest(&bundle).version();
-    let known = || house.place().unchanged(&version, Mode::Mirror).unwrap().is_some();
+    let known_as = |mode| house.place().unchanged(&version, mode).unwrap().is_some();
+    let known = || known_as(Mode::Mirror);
     house.apply(&bundle, Mode::Mirror).unwrap();
     // What was changed a moment ago might be changed once more without a trace; afterwards it is known.
     while !known() {
         assert!(!house.apply(&bundle, Mode::Mirror).unwrap().changed);
+    }
+    assert!(known_as(Mode::Push) && known_as(Mode::MirrorDeletingForeign));
+    for theirs in ["theirs", "d/theirs"] {
+        fs::write(house.destination().join(theirs), b"").unwrap();
+        assert!(known() && !known_as(Mode::MirrorDeletingForeign));
+        fs::remove_file(house.destination().join(theirs)).unwrap();
     }
     let a = house.destination().join("d/a");
     let index = || {

@@ -9,7 +9,7 @@ use rustix::fs::{RenameFlags, renameat_with};
 use super::prepare::Prepared;
 use super::staging::{dress, file_of};
 use super::{Applied, ApplyError, Mode, Plan, failed};
-use crate::bits::index::{self, Moment, reliable};
+use crate::bits::index::{self, reliable};
 use crate::bits::ledger;
 use crate::bits::manifest::Entry;
 use crate::bits::path::TreePath;
@@ -49,7 +49,8 @@ impl Plan {
             switched.and(synced)?;
             switching.directory_modes(&self)?;
             applied = switching.applied;
-            put = self.look_again(&prepared, &mut switching.walker);
+            let staged = prepared.iter().filter_map(|one| Some((&self.manifest.entries().get(one.index)?.path, one.stamp?)));
+            put = index::look_again(staged, &mut switching.walker);
         }
         if !self.is_recorded {
             ledger::settle(&self.trees, &self.key, self.begun_place)?;
@@ -58,22 +59,6 @@ impl Plan {
         self.write_index(&|path| put.get(path).copied());
         self.staging.remove();
         Ok(applied)
-    }
-
-    /// How the files look that were just put, if they are still those that were staged.
-    fn look_again(&self, prepared: &[Prepared], walker: &mut Walker) -> HashMap<TreePath, (u64, Stamp)> {
-        let since = Moment::now();
-        let mut looks = HashMap::new();
-        for one in prepared {
-            let Some(entry) = self.manifest.entries().get(one.index) else { continue };
-            let seen = walker.look(&entry.path).ok().flatten();
-            if let Some((size, stamp)) = seen.as_ref().and_then(|seen| reliable(seen, since))
-                && one.stamp.is_some_and(|(was, staged)| is_same(was, staged, size, stamp))
-            {
-                looks.insert(entry.path.clone(), (size, stamp));
-            }
-        }
-        looks
     }
 
     /// Writes down how all that is Muster's looks now: `put` knows it of what was put, the survey of the rest.
@@ -110,11 +95,6 @@ impl Plan {
         }
         Ok(dir)
     }
-}
-
-/// Whether a file is one that was seen before, with the same content: only its name was changed meanwhile.
-pub(super) fn is_same(size_before: u64, before: Stamp, size: u64, stamp: Stamp) -> bool {
-    size == size_before && stamp.inode == before.inode && stamp.mtime_ns == before.mtime_ns
 }
 
 /// The destination while it is being changed.

@@ -12,9 +12,9 @@ use rustix::fs::{RenameFlags, renameat_with};
 
 use super::prepare::{Prepared, sync_all};
 use super::staging::{self, TREE, same_mount};
-use super::switch::{is_same, set_mode};
+use super::switch::set_mode;
 use super::{Applied, ApplyError, Mode, Plan, failed};
-use crate::bits::index::{self, Moment, reliable};
+use crate::bits::index::{self, is_same};
 use crate::bits::ledger::{self, Ledger};
 use crate::bits::manifest::{Entry, Kind};
 use crate::bits::path::TreePath;
@@ -95,7 +95,7 @@ impl Plan {
         }
         self.kept.prune();
         let mut walker = Walker::new(tree::enter(&above, destination.name()).map_err(failed("open", &shown))?);
-        let looks = look_again(&looks, &mut walker);
+        let looks = index::look_again(looks.iter().map(|(path, look)| (path, *look)), &mut walker);
         self.write_index(&|path| looks.get(path).copied());
         self.staging.remove();
         Ok(applied)
@@ -173,23 +173,6 @@ fn exchange(staging: &Dir, above: &Dir, name: &std::path::Path) -> io::Result<()
         }
         switched => Ok(switched?),
     }
-}
-
-/// How files look after their tree was switched, if they are still those that were put there.
-pub(super) fn look_again(looks: &HashMap<TreePath, (u64, Stamp)>, walker: &mut Walker) -> HashMap<TreePath, (u64, Stamp)> {
-    let since = Moment::now();
-    let mut again = HashMap::with_capacity(looks.len());
-    let mut paths: Vec<_> = looks.iter().collect();
-    paths.sort_unstable_by_key(|(path, _)| *path);
-    for (path, (size_before, before)) in paths {
-        let seen = walker.look(path).ok().flatten();
-        if let Some((size, stamp)) = seen.as_ref().and_then(|seen| reliable(seen, since))
-            && is_same(*size_before, *before, size, stamp)
-        {
-            again.insert(path.clone(), (size, stamp));
-        }
-    }
-    again
 }
 
 /// A tree that is being put together.
