@@ -20,7 +20,7 @@ use axum::Router;
 use axum::http::header;
 use axum::routing::post;
 use futures_util::future::try_join_all;
-use muster::api::{Register, Registered, TokenAsked, TokenKind, TokenMade};
+use muster::api::{LinkKind, Register, Registered, TokenAsked, TokenKind, TokenMade};
 use muster::config::Config;
 use muster::limits::AGENTS_MAX;
 use muster::server::{Failure, Server};
@@ -177,6 +177,8 @@ fn claims(at: usize) -> Result<Register, Failure> {
         attributes: attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>(),
         ssh_host_key: None,
         instance: Some(format!("{at:032x}")),
+        link: LinkKind::Session,
+        baked: Vec::new(),
     })
 }
 

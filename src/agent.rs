@@ -4,6 +4,7 @@
 //! running what it had launched; [`state`] is what survives a restart. Nothing here knows a module, a policy or a bundle's content.
 
 mod backoff;
+mod baked;
 pub mod calls;
 mod launched_log;
 mod register;
@@ -48,11 +49,16 @@ const FAREWELL_MAX: Duration = Duration::from_secs(5);
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
 /// What the program does beside registering.
-const COMMANDS: [&str; 2] = ["link", "keep"];
+const COMMANDS: [&str; 4] = ["bake", "rollback", "link", "keep"];
 
 /// Registers this machine with a Muster server and does what the server's provisioning asks of it.
 #[derive(Debug, Parser)]
-#[command(name = "muster-agent", version)]
+#[command(
+    name = "muster-agent",
+    version,
+    after_help = "Other commands, each with its own --help: `muster-agent bake` brings bundles into an image that is being made, \
+        `muster-agent rollback` puts back what a destination held before, and `muster-agent link` is what a server that dials by ssh starts."
+)]
 struct Options {
     /// URL of the server.
     #[arg(long, env = "MUSTER_SERVER")]
@@ -143,6 +149,22 @@ pub enum AgentError {
     /// The server admitted the agent and gave it no credential.
     #[error("the server admitted this agent and gave it no credential")]
     NoCredential,
+    /// A bundle could not be baked.
+    #[error("can not bake {what}: {why}")]
+    Bake {
+        /// Which bundle.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// A destination could not be rolled back.
+    #[error("can not roll back {what}: {why}")]
+    Rollback {
+        /// Which destination.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// The way to the agent of a root.
     #[error("the agent's socket")]
     Link(#[source] io::Error),
@@ -236,7 +258,7 @@ async fn run(options: Options, environment: Environment) -> Result<ExitCode, Age
         Some(path) => Some(String::from_utf8_lossy(&read_small(path).await?).trim().to_owned()),
         None => None,
     };
-    let claim = claim(options, host_key, &root)?;
+    let claim = Register { baked: state.read_baked(), ..claim(options, host_key, &root)? };
     let supervisor = Supervisor::start(root.clone(), environment.clone(), Pace::default()).await;
     let machine = Arc::new(Machine { root, environment, supervisor, syncing: Arc::default(), verify });
     let (ending, sessions) = (Ending::default(), TaskTracker::new());
@@ -308,6 +330,7 @@ fn claim(options: Options, ssh_host_key: Option<String>, root: &Root) -> Result<
         ssh_host_key,
         instance: Some(uuid::Uuid::new_v4().to_string()),
         link: options.link,
+        baked: Vec::new(),
     })
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{AgentName, LabelName, TeamName};
+use crate::names::{AgentName, BundleName, Digest, LabelName, TeamName};
 
 /// One page of a listing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,6 +78,24 @@ pub struct Register {
     /// How it is reached during a run.
     #[serde(default, skip_serializing_if = "LinkKind::is_default")]
     pub link: LinkKind,
+    /// The bundles that were brought to it when its image was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baked: Vec<Baked>,
+}
+
+/// A bundle that was brought to a machine when its image was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Baked {
+    /// Which.
+    #[cfg_attr(feature = "server", schema(value_type = String))]
+    pub bundle: BundleName,
+    /// Its version.
+    #[cfg_attr(feature = "server", schema(value_type = String))]
+    pub version: Digest,
+    /// Where it is: an absolute path.
+    pub destination: String,
 }
 
 /// How an agent is reached during a run.

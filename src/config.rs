@@ -1,5 +1,7 @@
 //! `muster.toml`: what an admin sets for one server. Every setting has a default, so that no file is needed.
 
+pub mod compat;
+
 use std::fmt;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -37,6 +39,10 @@ pub struct Config {
     pub sessions: Sessions,
     /// What sending bundles may take.
     pub bits: Bits,
+    /// How agents are dialled; without it none is.
+    pub ssh: Option<Ssh>,
+    /// The URLs of other servers.
+    pub compat: compat::Compat,
     /// Metrics.
     pub metrics: Metrics,
     /// What is kept.
@@ -97,6 +103,31 @@ pub struct Bits {
     pub bytes_per_second: Option<u64>,
 }
 
+/// `[ssh]`: how the server dials agents.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ssh {
+    /// The user on the machines.
+    pub user: String,
+    /// Files of private keys, not encrypted, that are tried one after the other.
+    #[serde(default)]
+    pub keys: Vec<PathBuf>,
+    /// The certificate for the first of them.
+    pub certificate: Option<PathBuf>,
+    /// The socket of an ssh-agent.
+    pub agent: Option<PathBuf>,
+    /// A file of known hosts.
+    pub known_hosts: Option<PathBuf>,
+    /// Public keys of the authorities whose host certificates are trusted.
+    #[serde(default)]
+    pub authorities: Vec<String>,
+    /// Whether a machine of which no key is known is trusted the first time, and its key remembered.
+    #[serde(default)]
+    pub first_use: bool,
+    /// The `muster-agent` that is placed where a policy allows it; beside this program unless set.
+    pub program: Option<PathBuf>,
+}
+
 /// `[metrics]`: what `/metrics` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -125,6 +156,8 @@ impl Default for Config {
             runs: Runs::default(),
             sessions: Sessions::default(),
             bits: Bits::default(),
+            ssh: None,
+            compat: compat::Compat::default(),
             metrics: Metrics::default(),
             kept: Kept::default(),
         }
@@ -267,6 +300,20 @@ impl Config {
         if self.data.as_os_str().is_empty() {
             return Some(("data", "a directory's path can not be empty".into()));
         }
+        if let Some(ssh) = &self.ssh {
+            if ssh.user.is_empty() {
+                return Some(("ssh.user", "a user's name can not be empty".into()));
+            }
+            if ssh.keys.is_empty() && ssh.agent.is_none() {
+                return Some(("ssh.keys", "a key's file or an ssh-agent is needed".into()));
+            }
+            if ssh.certificate.is_some() && ssh.keys.is_empty() {
+                return Some(("ssh.certificate", "a certificate belongs to a key in `keys`".into()));
+            }
+        }
+        if let Some(wrong) = self.compat.out_of_range(self.ssh.is_some()) {
+            return Some(wrong);
+        }
         let schemes = ["sqlite:", "postgres://", "postgresql://"];
         if self.database.as_ref().is_some_and(|url| !schemes.iter().any(|scheme| url.as_str().starts_with(scheme))) {
             return Some(("database", format!("a database's URL begins with one of {}", schemes.join(", "))));
@@ -353,6 +400,9 @@ mod tests {
             ("[sessions]\nmax = 0", "sessions.max"),
             ("[bits]\nstreams_max = 0", "bits.streams_max"),
             ("[bits]\nbytes_per_second = 0", "bits.bytes_per_second"),
+            ("[ssh]\nuser = \"u\"", "ssh.keys"),
+            ("[ssh]\nuser = \"\"\nkeys = [\"k\"]", "ssh.user"),
+            ("[ssh]\nuser = \"u\"\nagent = \"a\"\ncertificate = \"c\"", "ssh.certificate"),
             ("[kept]\nruns_per_agent = 0", "kept.runs_per_agent"),
             ("[kept]\nrecord_days = 3651", "kept.record_days"),
             ("data = \"\"", "data"),

@@ -5,6 +5,7 @@
 pub mod access;
 mod agents;
 mod bundles;
+pub mod compat;
 mod explain;
 mod labels;
 mod modules;
@@ -21,9 +22,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse as _;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
@@ -68,6 +71,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Whether anybody may read the figures, or admins alone.
     pub metrics_public: bool,
+    /// The URLs of other servers.
+    pub compat: compat::Compat,
     /// Cancelled when the server is to end, so that streams and sessions do.
     pub ending: tokio_util::sync::CancellationToken,
 }
@@ -125,6 +130,14 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(ops::healthz))
         .routes(routes!(ops::readyz))
         .routes(routes!(ops::metrics))
+        .routes(routes!(compat::dynaslave::create))
+        .routes(routes!(compat::dynaslave::computer))
+        // Not described by itself: it is the same, as a browser or a script may write it.
+        .route("/computer/{name}/", axum::routing::get(compat::dynaslave::computer))
+        .routes(routes!(compat::swarm::create))
+        .routes(routes!(compat::swarm::labels))
+        .routes(routes!(compat::swarm::add_labels))
+        .routes(routes!(compat::swarm::remove_labels))
         .layer(axum::middleware::from_fn(in_time));
     // Uploads and streams last as long as they make progress; each has its own limits.
     let long = OpenApiRouter::new()
@@ -134,6 +147,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(bundles::contents))
         .routes(routes!(bundles::push))
         .routes(routes!(bundles::manifest))
+        .routes(routes!(bundles::send))
         .routes(routes!(runs::log))
         .routes(routes!(runs::journal))
         .layer(axum::middleware::from_fn(to_its_end));
@@ -219,10 +233,10 @@ pub async fn serve(listener: TcpListener, app: App, grace: Duration) {
     http.timer(TokioTimer::new()).header_read_timeout(CONNECTION_IDLE_MAX);
     let connections = TaskTracker::new();
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = ending.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Too many open files, say: those that are open go on, and some of them will be closed.
                     tracing::error!(%error, "a connection can not be accepted");
@@ -232,7 +246,12 @@ pub async fn serve(listener: TcpListener, app: App, grace: Duration) {
             },
         };
         attend_to(&stream);
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())).with_upgrades();
+        let service = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(peer));
+            service.call(request)
+        });
+        let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let ending = ending.clone();
         connections.spawn(async move {
             let mut connection = std::pin::pin!(connection);

@@ -48,6 +48,12 @@ pub const POLL_JITTER_SHARE: f64 = 0.2;
 pub const LEASE_INTERVALS: u32 = 3;
 /// How long a lost agent is kept before it is gone, unless the configuration says. DynaSlave's was 30 minutes.
 pub const LOST_KEPT: Duration = Duration::from_secs(30 * 60);
+/// How long a lost agent of the DynaSlave plugin's URL is kept, unless the configuration says: the plugin's own time.
+pub const DYNASLAVE_IDLE: Duration = Duration::from_secs(30 * 60);
+/// Networks that may call the URLs of one compatibility section.
+pub const COMPAT_NETWORKS_MAX: usize = 256;
+/// Labels that may be asked for at the URLs of one compatibility section.
+pub const COMPAT_LABELS_MAX: usize = 256;
 /// How often heartbeats are written to the store.
 pub const HEARTBEAT_FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -55,6 +61,11 @@ pub const HEARTBEAT_FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 pub const RECONCILE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 // Uploads.
+
+/// Bundles that an image may say were baked into it.
+pub const BAKED_MAX: usize = 32;
+/// How long it may take to be sent contents by HTTP.
+pub const CONTENTS_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Bytes in a module.
 pub const MODULE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -212,6 +223,50 @@ pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(120);
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After how long without a word the machine asks whether the other side of a connection is there still.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Agents that are dialled at once.
+pub const DIALS_AT_ONCE: usize = 32;
+/// The first pause before an agent that was not reached is dialled again.
+pub const DIAL_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause before an agent that was not reached is dialled again.
+pub const DIAL_MAX: Duration = Duration::from_secs(60);
+/// How long connecting to an agent may take.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long it may take to look for `muster-agent` on a machine, or to place it there.
+pub const PROBE_MAX: Duration = Duration::from_secs(120);
+/// Bytes of what a machine says meanwhile that are kept.
+pub const PROBE_BYTES_MAX: usize = 16 * 1024;
+
+// The ssh link.
+
+/// The port on which a host's sshd listens unless told otherwise.
+pub const SSH_PORT: u16 = 22;
+/// Bytes in a host's name.
+pub const HOST_BYTES_MAX: usize = 253;
+/// Bytes in one label of a host's name.
+pub const HOST_LABEL_BYTES_MAX: usize = 63;
+/// Bytes in a host key as text. An RSA key of 16384 bits has 2,800.
+pub const HOST_KEY_BYTES_MAX: usize = 4096;
+/// Bytes in a private key's or a certificate's file.
+pub const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Bytes in the file of known hosts.
+pub const KNOWN_HOSTS_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Characters of a text from elsewhere that are shown in an error.
+pub const SSH_SHOWN_CHARS_MAX: usize = 200;
+/// Credentials offered on one connection. sshd's `MaxAuthTries` is 6 unless set.
+pub const SSH_CREDENTIALS_TRIED_MAX: usize = 6;
+/// Bytes that a host may send of one command's output ahead of being asked for more.
+pub const SSH_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// Bytes in one packet that a host may send. sshd sends no more than 32 KiB.
+pub const SSH_PACKET_BYTES_MAX: u32 = 32 * 1024;
+/// Packets of one command's output that wait to be read; beyond, the connection waits.
+pub const SSH_PACKETS_WAITING_MAX: usize = 32;
+/// Bytes of one command's input that are given to the connection before it must have passed earlier ones on to the network.
+pub const SSH_INPUT_BYTES_WAITING_MAX: usize = 1024 * 1024;
+/// Keepalives without an answer after which a host is lost.
+pub const SSH_KEEPALIVES_UNANSWERED_MAX: u32 = 2;
+/// How long saying goodbye may take.
+pub const SSH_GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 // Provisioning and launching.
 

@@ -8,6 +8,8 @@ pub mod frames;
 pub mod local;
 #[cfg(feature = "server")]
 pub mod session;
+#[cfg(feature = "server")]
+pub mod ssh;
 pub mod stream;
 
 #[cfg(feature = "server")]

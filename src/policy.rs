@@ -45,6 +45,9 @@ pub struct LabelPolicy {
     /// How much of the files at a destination a mirror may remove: a run that would remove more fails before it changes anything.
     #[serde(default)]
     pub max_delete: Share,
+    /// Whether the server places its own `muster-agent` on machines that it dials and that have none of its version.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub place_agent: bool,
     /// How far a run may go.
     #[serde(default)]
     pub limits: RunLimits,

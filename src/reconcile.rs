@@ -1,4 +1,6 @@
-//! The clockwork: leases, pauses that are over, heartbeats on their way to the store, and what is old.
+//! The clockwork: leases, agents that are dialled, pauses that are over, heartbeats on their way to the store, and what is old.
+
+pub mod dial;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,8 +9,9 @@
 pub mod admission;
 pub mod agent;
 pub mod leases;
+pub mod visitors;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub struct Roster {
     agents: RwLock<Agents>,
     due: Mutex<HashMap<String, Why>>,
     due_changed: Notify,
+    dialled: Mutex<HashSet<String>>,
+    dialled_changed: Notify,
     sessions: AtomicI64,
     /// When leases were last looked at.
     looked_us: AtomicI64,
@@ -54,8 +57,12 @@ pub struct Settings {
     pub poll: Duration,
     /// How long a lost agent is kept before it is gone.
     pub lost_kept: Duration,
+    /// The same, for one that came through the DynaSlave plugin's URL.
+    pub dynaslave_kept: Duration,
     /// Sessions open at once.
     pub sessions_max: usize,
+    /// Whether this server dials agents.
+    pub dials: bool,
 }
 
 /// Why an agent is due to be looked at. A later one counts for more: it overrules a pause before a retry, for instance.
@@ -84,7 +91,7 @@ impl Roster {
     /// # Errors
     /// When the store fails.
     pub async fn load(store: Store, settings: Settings) -> Result<Self, StoreError> {
-        let mut agents = Agents::default();
+        let (mut agents, mut dialled) = (Agents::default(), HashSet::new());
         let now = now_us();
         for mut row in store.living_agents().await? {
             let Ok(claims) = serde_json::from_str::<Register>(&row.claims) else {
@@ -99,6 +106,9 @@ impl Roster {
                 row.retry_at_us.get_or_insert(now);
             }
             let lost = row.state == AgentState::Lost;
+            if claims.link == LinkKind::Ssh {
+                dialled.insert(row.id.clone());
+            }
             let agent = Agent::new(row, claims);
             if !lost {
                 agent.seen_us.store(now, Ordering::Relaxed);
@@ -112,6 +122,8 @@ impl Roster {
             agents: RwLock::new(agents),
             due: Mutex::default(),
             due_changed: Notify::new(),
+            dialled: Mutex::new(dialled),
+            dialled_changed: Notify::new(),
             sessions: AtomicI64::new(0),
             looked_us: AtomicI64::new(now),
         })
@@ -319,6 +331,27 @@ impl Roster {
             if !due.is_empty() {
                 let agents = self.agents();
                 return due.into_iter().filter_map(|(id, why)| Some((Arc::clone(agents.by_id.get(&id)?), why))).collect();
+            }
+            changed.await;
+        }
+    }
+
+    /// Has an agent dialled, if that is how it is reached.
+    pub(super) fn dial(&self, agent: &Agent) {
+        if agent.link_kind() == LinkKind::Ssh {
+            self.dialled.lock().unwrap_or_else(PoisonError::into_inner).insert(agent.id.clone());
+            self.dialled_changed.notify_one();
+        }
+    }
+
+    /// Waits for agents that are to be dialled, and takes them all.
+    pub async fn to_dial(&self) -> Vec<Arc<Agent>> {
+        loop {
+            let changed = self.dialled_changed.notified();
+            let dialled = std::mem::take(&mut *self.dialled.lock().unwrap_or_else(PoisonError::into_inner));
+            if !dialled.is_empty() {
+                let agents = self.agents();
+                return dialled.iter().filter_map(|id| agents.by_id.get(id).cloned()).collect();
             }
             changed.await;
         }

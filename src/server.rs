@@ -11,14 +11,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::TokenKind;
-use crate::config::Config;
+use crate::config::{Config, Ssh};
 use crate::credential::{self, Holder};
+use crate::http::compat::Compat;
 use crate::http::{self, App, Parts};
 use crate::journal::now_us;
-use crate::limits::{EVENTS_KEPT_PER_AGENT, GONE_KEPT, STOP_GRACE};
+use crate::limits::{DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, SESSION_PING_INTERVAL, STOP_GRACE};
+use crate::link::ssh;
+use crate::link::ssh::login::Identity;
 use crate::machine::root::replace;
 use crate::provision::Provision;
-use crate::reconcile;
+use crate::reconcile::dial::Dialler;
+use crate::reconcile::{self, dial};
 use crate::roster::{Roster, Settings};
 use crate::sandbox::Sandbox;
 use crate::sandbox::compiler::Compiler;
@@ -51,7 +55,7 @@ pub struct Server {
     roster: Arc<Roster>,
     sandbox: Arc<Sandbox>,
     _lock: std::fs::File,
-    _work: [AbortOnDropHandle<()>; 2],
+    _work: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Server {
@@ -60,6 +64,7 @@ impl Server {
     /// # Errors
     /// When something that it needs can not be had; each says what.
     pub async fn start(config: &Config, program: PathBuf) -> Result<Self, Failure> {
+        let compat = Compat::open(&config.compat)?;
         let data = open_data(&config.data)?;
         let lock = lock(&config.data)?;
         // Before anything is made: a first start that finds its address taken is still the first start the next time.
@@ -86,10 +91,18 @@ impl Server {
         // The engine does not make the directory of its cache by itself when it is told where.
         data.create_dir_all("compiled")?;
         let cache = std::path::absolute(config.data.join("compiled"))?;
+        // It may be a name for whatever this process runs, as `/proc/self/exe` is.
+        let real = program.canonicalize().unwrap_or_else(|_| program.clone());
+        let own_agent = real.parent().map(|beside| beside.join("muster-agent")).filter(|program| program.is_file());
         let sandbox = Arc::new(Sandbox::new(Some(Compiler { program, cache }), config.runs.at_once)?);
         let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), segments.clone(), Arc::clone(&sandbox)).await?);
-        let settings =
-            Settings { poll: config.register.poll_interval(), lost_kept: config.register.lost_kept(), sessions_max: config.sessions.max };
+        let settings = Settings {
+            poll: config.register.poll_interval(),
+            lost_kept: config.register.lost_kept(),
+            dynaslave_kept: config.compat.dynaslave_kept(),
+            sessions_max: config.sessions.max,
+            dials: config.ssh.is_some(),
+        };
         let roster = Arc::new(Roster::load(store.clone(), settings).await?);
         let provision = Provision::new(
             store.clone(),
@@ -103,6 +116,7 @@ impl Server {
         let provision = Arc::new(provision);
         provision.recover().await?;
         let ending = CancellationToken::new();
+        let app_shelf = Arc::clone(&shelf);
         let app = App::new(Parts {
             store: store.clone(),
             blobs,
@@ -112,6 +126,7 @@ impl Server {
             provision: Arc::clone(&provision),
             metrics,
             metrics_public: config.metrics.public,
+            compat,
             ending: ending.clone(),
         });
         let kept = Kept {
@@ -120,10 +135,21 @@ impl Server {
             events_per_agent: EVENTS_KEPT_PER_AGENT,
             gone_us: i64::try_from(GONE_KEPT.as_micros()).unwrap_or(i64::MAX),
         };
-        let work = [
+        let mut work = vec![
             AbortOnDropHandle::new(tokio::spawn(provision.work())),
             AbortOnDropHandle::new(tokio::spawn(reconcile::work(store.clone(), Arc::clone(&roster), settings.poll, kept))),
         ];
+        if let Some(ssh) = &config.ssh {
+            let dialler = Dialler {
+                store: store.clone(),
+                roster: Arc::clone(&roster),
+                shelf: app_shelf,
+                settings: ssh_settings(ssh)?,
+                dynaslave_user: config.compat.dynaslave.as_ref().and_then(|section| section.user.clone()),
+                program: ssh.program.clone().or(own_agent),
+            };
+            work.push(AbortOnDropHandle::new(tokio::spawn(dial::work(dialler))));
+        }
         let serving = tokio::spawn(http::serve(listener, app, STOP_GRACE));
         let admin_token = config.data.join(ADMIN_TOKEN_NAME);
         Ok(Self { address, admin_token, admin_token_is_new, ending, serving, store, roster, sandbox, _lock: lock, _work: work })
@@ -143,6 +169,24 @@ impl Server {
         self.store.close().await;
         Ok(())
     }
+}
+
+/// How agents are dialled.
+fn ssh_settings(ssh: &Ssh) -> Result<ssh::login::Settings, Failure> {
+    let mut certificate = ssh.certificate.clone();
+    let identities = ssh.keys.iter().map(|key| Identity { key: key.clone(), certificate: certificate.take() }).collect();
+    let authorities = ssh.authorities.iter().map(|key| key.parse());
+    let authorities = authorities.collect::<Result<_, _>>().map_err(|error| format!("ssh.authorities: {error}"))?;
+    Ok(ssh::login::Settings {
+        user: ssh.user.clone(),
+        identities,
+        agent: ssh.agent.clone(),
+        known_hosts: ssh.known_hosts.clone(),
+        authorities,
+        first_use: ssh.first_use,
+        connect_timeout: DIAL_TIMEOUT,
+        keepalive_interval: SESSION_PING_INTERVAL,
+    })
 }
 
 /// Makes the data directory, which nobody else may look into.

@@ -355,7 +355,11 @@ impl Shelf {
         Ok(Ready { module, bundles })
     }
 
-    async fn bundle(&self, name: &BundleName, version: Digest) -> Result<Bundle, ShelfError> {
+    /// Loads a version of a bundle.
+    ///
+    /// # Errors
+    /// When it is not there whole, or the store fails.
+    pub async fn bundle(&self, name: &BundleName, version: Digest) -> Result<Bundle, ShelfError> {
         let text = self.blobs.get(&version, MANIFEST_BYTES_MAX).await?;
         let manifest = Manifest::parse(&text).map_err(|_| ShelfError::Damaged(name.to_string()))?;
         let contents = self.segments.of(&manifest).await?;
@@ -432,6 +436,9 @@ fn permit(author: &Author, label: &LabelName, before: Option<&Release>, after: &
     }
     if after.max_delete > before.max_delete {
         return forbidden("`max_delete` is raised; an admin has to apply that".into());
+    }
+    if after.place_agent && !before.place_agent {
+        return forbidden("`place_agent` is set; an admin has to apply that".into());
     }
     if after.mirror_foreign != before.mirror_foreign {
         return forbidden("`mirror_foreign` is changed; an admin has to apply that".into());

@@ -9,6 +9,7 @@ pub mod blobs;
 pub mod bundles;
 pub mod clear;
 pub mod contents;
+pub mod hosts;
 pub mod labels;
 pub mod modules;
 pub mod runs;

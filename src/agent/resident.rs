@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::codec::Framed;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::baked::{Bake, Rollback};
 use super::calls::Machine;
 use super::session::{Ending, SessionError, serve_on};
 use super::state::State;
@@ -196,7 +197,7 @@ pub(super) async fn listen(machine: Arc<Machine>, instance: String, ending: Endi
     }
 }
 
-/// Runs `link` or `keep`, if the arguments ask for that.
+/// Runs the command that the arguments name; none if they name none.
 pub(super) async fn run(args: &[OsString], environment: Environment) -> Option<Result<ExitCode, AgentError>> {
     let command = args.get(1)?.to_str()?;
     let rest = || args.iter().take(1).chain(args.iter().skip(2));
@@ -207,6 +208,14 @@ pub(super) async fn run(args: &[OsString], environment: Environment) -> Option<R
     Some(match command {
         "link" => match Link::try_parse_from(rest()) {
             Ok(link) => link.run().await,
+            Err(error) => failed(error),
+        },
+        "bake" => match Bake::try_parse_from(rest()) {
+            Ok(bake) => Box::pin(bake.run()).await,
+            Err(error) => failed(error),
+        },
+        "rollback" => match Rollback::try_parse_from(rest()) {
+            Ok(rollback) => rollback.run(),
             Err(error) => failed(error),
         },
         "keep" => match Keep::try_parse_from(rest()) {

@@ -4,16 +4,19 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use tokio::sync::mpsc;
 use tokio_tungstenite::Connector;
 
 use super::state::Secret;
-use crate::api::{Problem, Register, Registered};
-use crate::limits::{BODY_BYTES_MAX, REQUEST_TIMEOUT};
+use crate::api::{Bundle, Page, Problem, Register, Registered};
+use crate::limits::{BODY_BYTES_MAX, CONTENTS_TIMEOUT, MANIFEST_BYTES_MAX, REQUEST_TIMEOUT};
 use crate::machine::with_causes;
+use crate::names::{BundleName, Digest, NameError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest pause that a server can ask for with `Retry-After`.
@@ -129,6 +132,70 @@ impl Server {
             Ok(response) => read(response).await,
             Err(error) => Asked::Unreachable(with_causes(&error)),
         }
+    }
+}
+
+impl Server {
+    /// The newest version of a bundle.
+    pub(super) async fn newest(&self, bundle: &BundleName, token: &Secret) -> Result<Digest, String> {
+        let body = self.get(&format!("/v1/bundles/{bundle}?limit=1"), token, BODY_BYTES_MAX).await?;
+        let page: Page<Bundle> = serde_json::from_slice(&body).map_err(|error| format!("an answer that is not understood: {error}"))?;
+        let newest = page.items.first().ok_or_else(|| format!("there is no bundle `{bundle}`"))?;
+        newest.version.parse().map_err(|error: NameError| error.to_string())
+    }
+
+    /// The manifest of a version of a bundle, as text.
+    pub(super) async fn manifest(&self, bundle: &BundleName, version: &Digest, token: &Secret) -> Result<Vec<u8>, String> {
+        self.get(&format!("/v1/bundles/{bundle}/{version}/manifest"), token, MANIFEST_BYTES_MAX).await
+    }
+
+    /// Has contents of a version sent, and passes the pack on.
+    pub(super) async fn contents(
+        &self,
+        bundle: &BundleName,
+        version: &Digest,
+        contents: &[u32],
+        token: &Secret,
+        to: &mpsc::Sender<Bytes>,
+    ) -> Result<(), String> {
+        let body: Vec<u8> = contents.iter().flat_map(|index| index.to_le_bytes()).collect();
+        let url = format!("{}/v1/bundles/{bundle}/{version}/contents", self.base);
+        let request = self.client.post(url).bearer_auth(token.reveal()).timeout(CONTENTS_TIMEOUT).body(body);
+        let mut response = request.send().await.map_err(|error| with_causes(&error))?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
+        }
+        while let Some(piece) = response.chunk().await.map_err(|error| with_causes(&error))? {
+            if to.send(piece).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn get(&self, path: &str, token: &Secret, bytes_max: usize) -> Result<Vec<u8>, String> {
+        let request = self.client.get(format!("{}{path}", self.base)).bearer_auth(token.reveal()).timeout(CONTENTS_TIMEOUT);
+        let mut response = request.send().await.map_err(|error| with_causes(&error))?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| with_causes(&error))? {
+            if body.len() + piece.len() > bytes_max {
+                return Err(format!("an answer of more than {bytes_max} bytes"));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+}
+
+/// What the server said when it refused.
+async fn refused(response: reqwest::Response) -> String {
+    match read(response).await {
+        Asked::Refused { status, said, .. } => format!("the server refused with status {}: {said}", status.as_u16()),
+        Asked::Unreachable(why) => why,
+        Asked::Answer(_) => "the server gave another answer than was asked for".into(),
     }
 }
 

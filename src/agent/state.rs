@@ -8,12 +8,14 @@ use std::sync::Arc;
 use cap_std::fs::{File, OpenOptions, OpenOptionsExt as _};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::limits::SECRET_BYTES_MAX;
+use crate::api::Baked;
+use crate::limits::{BAKED_MAX, SECRET_BYTES_MAX};
 use crate::machine::root::{Root, replace, sync_dir};
 
 const LOCK_NAME: &str = "lock";
 const CREDENTIAL_NAME: &str = "credential";
 const KEY_NAME: &str = "registration-key";
+const BAKED_NAME: &str = "baked.json";
 
 /// Why the agent's own files are of no use.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +122,22 @@ impl State {
     pub fn forget(&self) -> Result<(), StateError> {
         self.remove(KEY_NAME)?;
         self.remove(CREDENTIAL_NAME)
+    }
+
+    /// Keeps what was baked into the image, for the registration of agents that start from it.
+    ///
+    /// # Errors
+    /// When the machine fails.
+    pub fn baked(&self, baked: &[Baked]) -> Result<(), StateError> {
+        let failed = |source| StateError::File { name: BAKED_NAME, source };
+        let text = serde_json::to_vec(baked).map_err(|error| failed(error.into()))?;
+        replace(self.root.state(), Path::new(BAKED_NAME), &text, 0o600).map_err(failed)
+    }
+
+    /// What was baked into the image; nothing, if that can not be read.
+    pub fn read_baked(&self) -> Vec<Baked> {
+        let read = self.root.state().read(BAKED_NAME).ok().and_then(|text| serde_json::from_slice::<Vec<Baked>>(&text).ok());
+        read.unwrap_or_default().into_iter().take(BAKED_MAX).collect()
     }
 
     fn read(&self, name: &'static str) -> Result<Option<Secret>, StateError> {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::api::{Bundle, ContentsAsked, ContentsMissing, ContentsStored, Page};
+use crate::bits::contents::Packing;
 use crate::bits::manifest::Manifest;
 use crate::bits::pack::{Opener, PackError, Packed, Unpacker};
 use crate::http::App;
@@ -236,6 +237,40 @@ pub(crate) async fn manifest(
     find(&app, &person, &name, &version).await?;
     let text = app.blobs.get(&version, MANIFEST_BYTES_MAX).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text))
+}
+
+/// Sends contents of one version of a bundle as a pack, in whatever order is best. The body names them by their indices among the manifest's
+/// distinct contents, as 32-bit little-endian numbers.
+#[utoipa::path(
+    post, path = "/v1/bundles/{name}/{version}/contents", tag = "bundles",
+    params(("name" = String, Path), ("version" = String, Path)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn send(
+    State(app): State<App>,
+    person: Person,
+    Names(name, version): Names<BundleName, Digest>,
+    content: Body,
+) -> Result<([(header::HeaderName, &'static str); 1], Body), Fault> {
+    let asked = body(content, CHUNKS_MAX * 4).await?;
+    if asked.len() % 4 != 0 {
+        return Err(Fault::unprocessable("contents", "the body is a list of numbers of four bytes each"));
+    }
+    find(&app, &person, &name, &version).await?;
+    let bundle = app.shelf.bundle(&name, version).await?;
+    let known = u32::try_from(bundle.manifest.contents().len()).unwrap_or(u32::MAX);
+    let (mut wanted, mut seen) = (Vec::with_capacity(asked.len() / 4), HashSet::new());
+    for index in asked.chunks(4) {
+        let index = index.try_into().map(u32::from_le_bytes).ok().filter(|index| *index < known && seen.insert(*index));
+        wanted
+            .push(index.ok_or_else(|| Fault::unprocessable("contents", "an index is not one of the manifest's contents, or comes twice"))?);
+    }
+    let packing = Packing::new(&bundle, wanted).await;
+    let pieces = futures_util::stream::try_unfold(packing, async |mut packing| {
+        Ok::<_, std::io::Error>(packing.next().await.map_err(std::io::Error::other)?.map(|piece| (piece, packing)))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(pieces)))
 }
 
 async fn find(app: &App, person: &Person, name: &BundleName, version: &Digest) -> Result<BundleRow, Fault> {

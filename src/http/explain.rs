@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 
-use crate::api::{AgentState, Because, Explanation};
+use crate::api::{AgentState, Because, Explanation, LinkKind};
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::agents::find;
@@ -34,7 +34,14 @@ pub(crate) async fn explain(State(app): State<App>, person: Person, Name(name): 
         because.push(label_told(&app, &view, label));
     }
     if !view.session && view.row.state != AgentState::Lost {
-        because.push(told(None, "its session is not open; a run needs one, and it opens one at its next poll"));
+        because.push(told(
+            None,
+            match view.claims.link {
+                LinkKind::Session => "its session is not open; a run needs one, and it opens one at its next poll",
+                LinkKind::Ssh => "its ssh session is not open; a run needs one, and the server goes on dialling",
+                LinkKind::Poll => "it does not ask for steps; a run needs that",
+            },
+        ));
     }
     if let Some(run) = &run {
         run_told(&app, run, &mut because).await?;
@@ -106,6 +113,9 @@ fn next(name: &AgentName, view: &View, run: Option<&RunRow>) -> Vec<String> {
     let mut next = Vec::new();
     match view.row.state {
         AgentState::Ready => {}
+        AgentState::Registered if !view.session && view.claims.link == LinkKind::Ssh => {
+            next.push("see whether the machine's sshd answers, lets the server's user in and has the host key that is expected".to_owned());
+        }
         AgentState::Registered if !view.session => next.push("see whether muster-agent runs there, and what it logs".to_owned()),
         AgentState::Registered => next.push("`muster label apply -f FILE` gives one of its labels a release".to_owned()),
         AgentState::Provisioning => {}

@@ -192,6 +192,7 @@ impl From<AdmissionError> for Fault {
             AdmissionError::Taken(name) => Self::conflict("name-taken", text)
                 .with_hint(format!("another name, or wait until it is lost; `muster agent remove {name}` frees it at once")),
             AdmissionError::OtherName(_) => Self::conflict("other-name", text),
+            AdmissionError::NotDialled => Self::unprocessable("not-dialled", text).with_hint("an admin adds `[ssh]` to muster.toml"),
             AdmissionError::Full => Self::new(StatusCode::SERVICE_UNAVAILABLE, "full", text).later(60),
             AdmissionError::Store(error) => error.into(),
         }

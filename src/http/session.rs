@@ -14,10 +14,10 @@ use crate::api::AgentState;
 use crate::http::App;
 use crate::http::access::Caller;
 use crate::http::problem::Fault;
-use crate::limits::{NAME_BYTES_MAX, SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
+use crate::limits::{SESSION_MESSAGE_BYTES_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
 use crate::link::Link;
-use crate::link::frames::{FromAgent, Launched, Message, PROTOCOL, decode};
-use crate::link::session::Session;
+use crate::link::frames::{Launched, Message};
+use crate::link::session::{Session, greeting};
 use crate::roster::Why;
 use crate::roster::agent::Agent;
 
@@ -76,15 +76,7 @@ async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
 async fn greet(stream: &mut SplitStream<WebSocket>) -> Result<Launched, String> {
     let first = tokio::time::timeout(SESSION_SILENCE_MAX, stream.next()).await.map_err(|_| "no greeting came".to_owned())?;
     let Some(Ok(Ws::Text(text))) = first else { return Err("it did not begin with a greeting".into()) };
-    match decode(&text) {
-        Ok(FromAgent::Hello { protocol: PROTOCOL, launched, .. }) => Ok(launched),
-        Ok(FromAgent::Hello { protocol, version, .. }) => {
-            let version = version.get(..version.floor_char_boundary(NAME_BYTES_MAX)).unwrap_or_default().escape_default();
-            Err(format!("muster-agent {version} speaks session protocol {protocol}, this server {PROTOCOL}"))
-        }
-        Ok(_) => Err("it did not begin with a greeting".into()),
-        Err(error) => Err(error.to_string()),
-    }
+    greeting(&text)
 }
 
 async fn receive(app: &App, agent: &Arc<Agent>, session: &Session, mut stream: SplitStream<WebSocket>) -> String {

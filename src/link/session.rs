@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bits::contents::{Bundle, Packing};
-use crate::limits::{OUTPUT_BYTES_MAX, PIECE_BYTES};
+use crate::limits::{NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PIECE_BYTES};
 use crate::link::Link;
-use crate::link::frames::{Answer, Call, Channel, Data, FrameError, FromAgent, Launched, Message, ToAgent, decode, encode};
+use crate::link::frames::{Answer, Call, Channel, Data, FrameError, FromAgent, Launched, Message, PROTOCOL, ToAgent, decode, encode};
 use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules, with_causes};
 
 /// Pieces of a call's data that wait for the call to take them.
@@ -53,6 +53,22 @@ pub enum Event {
     Launched(Launched),
     /// The agent takes no more work and will end.
     Draining(String),
+}
+
+/// Reads an agent's greeting: how what was launched is.
+///
+/// # Errors
+/// Why the session can not begin.
+pub fn greeting(text: &str) -> Result<Launched, String> {
+    match decode(text) {
+        Ok(FromAgent::Hello { protocol: PROTOCOL, launched, .. }) => Ok(launched),
+        Ok(FromAgent::Hello { protocol, version, .. }) => {
+            let version = version.get(..version.floor_char_boundary(NAME_BYTES_MAX)).unwrap_or_default().escape_default();
+            Err(format!("muster-agent {version} speaks session protocol {protocol}, this server {PROTOCOL}"))
+        }
+        Ok(_) => Err("it did not begin with a greeting".into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 impl Session {

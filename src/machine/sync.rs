@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::root::{Root, STATE_NAME};
 use super::{CallError, Change, SyncMode, SyncRules, with_causes};
+use crate::bits::apply::kept::Kept;
 use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Rules};
 use crate::bits::manifest::Manifest;
 use crate::bits::pack::{PackError, Unpacker};
@@ -50,24 +51,23 @@ pub fn sync(
     verify: bool,
     source: &mut impl Source,
 ) -> Result<Change, CallError> {
-    let destination = root.destination(destination)?;
-    let key = destination.absolute.to_str();
-    let key = key.ok_or_else(|| CallError::Invalid(format!("`{}` leads to a path that is not Unicode", destination.absolute.display())))?;
     let mode = match rules.mode {
         SyncMode::Push => Mode::Push,
         SyncMode::Mirror => Mode::Mirror,
         SyncMode::MirrorDeletingForeign => Mode::MirrorDeletingForeign,
     };
-    let protect = destination.holds_own.then_some(Path::new(STATE_NAME));
-    let place = Destination { base: &destination.base, path: &destination.path, state: root.state(), key, protect, verify };
-    if let Some(applied) = place.unchanged(version, mode).map_err(not_applied)? {
+    let rules = Rules { mode, max_delete_percent: rules.max_delete_percent };
+    with_place(root, destination, verify, |place| bring(place, rules, version, source))
+}
+
+fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut impl Source) -> Result<Change, CallError> {
+    if let Some(applied) = place.unchanged(version, rules.mode).map_err(not_applied)? {
         return Ok(change(applied, 0));
     }
     let manifest = match place.manifest(version).map_err(not_applied)? {
         Some(manifest) => manifest,
         None => read_manifest(&source.manifest()?, version)?,
     };
-    let rules = Rules { mode, max_delete_percent: rules.max_delete_percent };
     let mut plan = place.plan(manifest, rules).map_err(not_applied)?;
     let mut bytes_sent = 0;
     if !plan.missing().is_empty() {
@@ -84,6 +84,68 @@ pub fn sync(
         unpacker.finish().map_err(not_unpacked)?;
     }
     Ok(change(plan.switch().map_err(not_applied)?, bytes_sent))
+}
+
+/// A tree that a destination held before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// Its number; later ones are larger.
+    pub number: u64,
+    /// The version of the bundle that it was.
+    pub version: Digest,
+    /// Its files and symlinks.
+    pub files: u64,
+}
+
+/// The trees that a destination held before and that can be had again, the newest last.
+///
+/// # Errors
+/// When the destination can not be, or the machine fails.
+pub fn generations(root: &Root, destination: &str) -> Result<Vec<Generation>, CallError> {
+    with_place(root, destination, false, |place| {
+        let kept = Kept::open(place.state, place.key).map_err(not_read)?;
+        let known = kept.generations().iter().map(|number| {
+            let manifest = kept.manifest(*number).map_err(not_read)?;
+            Ok(Generation { number: *number, version: manifest.version(), files: manifest.files() })
+        });
+        known.collect()
+    })
+}
+
+/// Puts back a tree that a destination held before.
+///
+/// # Errors
+/// When it is not kept, or something of it is not any more; when it can not be put there.
+pub fn rollback(root: &Root, destination: &str, generation: u64) -> Result<Change, CallError> {
+    with_place(root, destination, false, |place| {
+        let kept = Kept::open(place.state, place.key).map_err(not_read)?;
+        let manifest = kept.manifest(generation).map_err(|_| CallError::NotFound(format!("generation {generation} of `{}`", place.key)))?;
+        let plan = place.plan(manifest, Rules { mode: Mode::Mirror, max_delete_percent: 100 }).map_err(not_applied)?;
+        match plan.missing().len() {
+            0 => Ok(change(plan.switch().map_err(not_applied)?, 0)),
+            missing => Err(CallError::NotFound(format!(
+                "{missing} contents of generation {generation}: they were changed at the destination before it was replaced, or are kept no longer"
+            ))),
+        }
+    })
+}
+
+fn not_read(error: std::io::Error) -> CallError {
+    CallError::Other(format!("what is kept can not be read: {error}"))
+}
+
+/// Does something with a destination.
+fn with_place<T>(
+    root: &Root,
+    destination: &str,
+    verify: bool,
+    work: impl FnOnce(&Destination<'_>) -> Result<T, CallError>,
+) -> Result<T, CallError> {
+    let destination = root.destination(destination)?;
+    let key = destination.absolute.to_str();
+    let key = key.ok_or_else(|| CallError::Invalid(format!("`{}` leads to a path that is not Unicode", destination.absolute.display())))?;
+    let protect = destination.holds_own.then_some(Path::new(STATE_NAME));
+    work(&Destination { base: &destination.base, path: &destination.path, state: root.state(), key, protect, verify })
 }
 
 /// Reads a manifest as it is sent.

@@ -9,8 +9,10 @@ use crate::api::{AgentState, LinkKind, Register, Registered, RegisteredAgent};
 use crate::credential::{self, Holder};
 use crate::journal::now_us;
 use crate::limits::{
-    AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, AGENTS_MAX, PATH_BYTES_MAX, POLL_JITTER_SHARE,
+    AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, AGENTS_MAX, BAKED_MAX, PATH_BYTES_MAX,
+    POLL_JITTER_SHARE,
 };
+use crate::link::ssh::host::{Host, HostKey};
 use crate::names::{Digest, LabelName};
 use crate::roster::agent::Agent;
 use crate::roster::{Roster, Why};
@@ -41,6 +43,9 @@ pub enum AdmissionError {
     /// It goes by another name than the credential's.
     #[error("the credential is that of agent `{0}`; an agent that goes by another name registers anew with its join token")]
     OtherName(String),
+    /// It wants to be dialled, and this server dials nobody.
+    #[error("this server dials no agents: its configuration has no section `[ssh]`")]
+    NotDialled,
     /// There is no room for another agent.
     #[error("this server holds {AGENTS_MAX} agents, and no more")]
     Full,
@@ -50,7 +55,7 @@ pub enum AdmissionError {
 }
 
 /// Checks what an agent says of itself, beyond what its types check.
-fn check(claims: &Register) -> Result<(), AdmissionError> {
+fn check(claims: &Register, dials: bool) -> Result<(), AdmissionError> {
     let wrong = |field, problem: String| Err(AdmissionError::Claim { field, problem });
     if claims.labels.is_empty() || claims.labels.len() > AGENT_LABELS_MAX {
         return wrong("labels", format!("{} labels; an agent carries 1 to {AGENT_LABELS_MAX}", claims.labels.len()));
@@ -83,7 +88,24 @@ fn check(claims: &Register) -> Result<(), AdmissionError> {
             return wrong(field, format!("at most {AGENT_TEXT_BYTES_MAX} bytes, and no control characters"));
         }
     }
-    Ok(())
+    if claims.baked.len() > BAKED_MAX || claims.baked.iter().any(|baked| baked.destination.len() > PATH_BYTES_MAX) {
+        return wrong("baked", format!("at most {BAKED_MAX}, with destinations of at most {PATH_BYTES_MAX} bytes"));
+    }
+    match claims.link {
+        LinkKind::Session => return Ok(()),
+        LinkKind::Ssh => {}
+        LinkKind::Poll => return wrong("link", "this server does not serve the link `poll` yet; use `session` or `ssh`".into()),
+    }
+    if !dials {
+        return Err(AdmissionError::NotDialled);
+    }
+    if let Err(error) = claims.address.as_deref().unwrap_or_default().parse::<Host>() {
+        return wrong("address", error.to_string());
+    }
+    match claims.ssh_host_key.as_deref().map(str::parse::<HostKey>) {
+        Some(Err(error)) => wrong("ssh_host_key", error.to_string()),
+        _ => Ok(()),
+    }
 }
 
 fn allowed(labels: &[LabelName], token_labels: &[LabelName]) -> Result<(), AdmissionError> {
@@ -100,7 +122,7 @@ impl Roster {
     /// # Errors
     /// When the claims are wrong or not allowed, the name is held, or the store fails.
     pub async fn admit(&self, token: &TokenRow, claims: Register, key: Option<&str>) -> Result<Registered, AdmissionError> {
-        check(&claims)?;
+        check(&claims, self.settings.dials)?;
         allowed(&claims.labels, &token.labels)?;
         let key_hash = key.map(|key| Digest::of(key.as_bytes()).to_string());
         let before = self.by_name(&claims.name);
@@ -173,6 +195,7 @@ impl Roster {
         }
         tracing::info!(agent = %agent.name, token = token.id, "agent {} registered", agent.name);
         self.wake(&agent, Why::Heard);
+        self.dial(&agent);
         Ok(self.answer(&agent, Some(made.text)))
     }
 
@@ -201,7 +224,18 @@ impl Roster {
         agent.heard();
         self.end_former_life(agent);
         self.wake(agent, Why::Restarted);
+        self.dial(agent);
         Ok(self.answer(agent, Some(made.text)))
+    }
+
+    /// Notes that an agent that may be lost was reached by dialling it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn reached(&self, agent: &Agent) -> Result<(), StoreError> {
+        agent.heard();
+        let found = |row: &mut AgentRow| (row.state == AgentState::Lost).then(|| found_again(row, "it is reached again"));
+        self.change(agent, found).await.map(drop)
     }
 
     /// Ends what an earlier start of the agent program left: its session may look open until its silence is noticed.
@@ -265,7 +299,7 @@ impl Roster {
         if claims.name != agent.name {
             return Err(AdmissionError::OtherName(agent.name.to_string()));
         }
-        check(&claims)?;
+        check(&claims, self.settings.dials)?;
         let (row, before) = {
             let live = agent.live();
             (live.row.clone(), live.claims.clone())
@@ -294,6 +328,7 @@ impl Roster {
         })
         .await?;
         agent.live().claims = claims;
+        self.dial(agent);
         if restarted {
             self.end_former_life(agent);
         }

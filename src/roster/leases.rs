@@ -43,7 +43,8 @@ impl Roster {
     }
 
     async fn expire_one(&self, agent: &Arc<Agent>, now: i64, lease: i64) -> Result<(), StoreError> {
-        let kept = i64::try_from(self.settings.lost_kept.as_micros()).unwrap_or(i64::MAX);
+        let kept = if agent.is_of_dynaslave() { self.settings.dynaslave_kept } else { self.settings.lost_kept };
+        let kept = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
         let (state, since, retry_at) = {
             let live = agent.live();
             (live.row.state, live.row.since_us, live.row.retry_at_us)

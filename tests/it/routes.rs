@@ -25,9 +25,10 @@ enum Takes {
     Json,
     JsonOrNothing,
     Upload,
+    Indices,
 }
 
-use Takes::{Json, JsonOrNothing, Nothing, Upload};
+use Takes::{Indices, Json, JsonOrNothing, Nothing, Upload};
 use Who::{Admin, Anyone, Joining, Person};
 
 /// Every route that there is.
@@ -45,6 +46,7 @@ const ROUTES: &[(&str, &str, Who, Takes)] = &[
     ("get", "/v1/bundles/{name}", Person, Nothing),
     ("get", "/v1/bundles/{name}/{version}", Person, Nothing),
     ("get", "/v1/bundles/{name}/{version}/manifest", Person, Nothing),
+    ("post", "/v1/bundles/{name}/{version}/contents", Person, Indices),
     ("put", "/v1/labels/{label}", Person, Json),
     ("get", "/v1/labels", Person, Nothing),
     ("get", "/v1/labels/{label}", Person, Nothing),
@@ -68,6 +70,13 @@ const ROUTES: &[(&str, &str, Who, Takes)] = &[
     ("get", "/healthz", Anyone, Nothing),
     ("get", "/readyz", Anyone, Nothing),
     ("get", "/metrics", Anyone, Nothing),
+    ("get", "/plugin/dynaslave/createSlave", Anyone, Nothing),
+    ("post", "/plugin/dynaslave/createSlave", Anyone, Nothing),
+    ("get", "/computer/{name}", Anyone, Nothing),
+    ("post", "/plugin/swarm/createSlave", Anyone, Nothing),
+    ("get", "/plugin/swarm/getSlaveLabels", Anyone, Nothing),
+    ("post", "/plugin/swarm/addSlaveLabels", Anyone, Nothing),
+    ("post", "/plugin/swarm/removeSlaveLabels", Anyone, Nothing),
 ];
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
@@ -223,6 +232,11 @@ async fn bodies_that_a_route_can_not_take_are_refused_and_change_nothing() {
             Upload => {
                 for wrong in [&b"\0asm"[..], b"{}", b"\xff\xfe\xff", &[0x28, 0xb5, 0x2f, 0xfd, 0, 0]] {
                     send(&[], wrong.to_vec()).await.problem(422);
+                }
+            }
+            Indices => {
+                for wrong in [1, 2, 3, 5, 1001] {
+                    assert_eq!(send(&[], vec![0; wrong]).await.problem(422)["code"], "contents");
                 }
             }
         }
