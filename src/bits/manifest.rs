@@ -131,6 +131,24 @@ impl Manifest {
         Self::of_sorted(entries, None)
     }
 
+    /// The same tree, but files that have the content that they had before have the time that they had before as well. A fresh checkout of an
+    /// unchanged tree is then no other version.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_times_of(self, before: &Self) -> Result<Self, ManifestError> {
+        let mut entries = self.entries;
+        for entry in &mut entries {
+            let Some(Kind::File { mtime: then, digest: was, .. }) = before.get(&entry.path).map(|entry| &entry.kind) else { continue };
+            if let Kind::File { mtime, digest, .. } = &mut entry.kind
+                && digest == was
+            {
+                *mtime = *then;
+            }
+        }
+        Self::new(entries)
+    }
+
     /// Reads a manifest's text.
     ///
     /// # Errors

@@ -149,6 +149,13 @@ async fn manifest(bundle: &Pinned<BundleName>, client: &Client) -> Result<Manife
     Manifest::parse(text.as_bytes()).map_err(|error| CliError::failed(what, error))
 }
 
+async fn newest_manifest(name: &BundleName, client: &Client) -> Result<Manifest, CliError> {
+    let what = format!("read the manifest of {name}");
+    let version = newest(name.as_str(), client).await.map_err(doing(what.clone()))?;
+    let text = client.get_text(&["bundles", name.as_str(), &version, "manifest"], MANIFEST_BYTES_MAX).await.map_err(doing(what.clone()))?;
+    Manifest::parse(text.as_bytes()).map_err(|error| CliError::failed(what, error))
+}
+
 async fn newest(name: &str, client: &Client) -> Result<String, ClientError> {
     let versions: Vec<Bundle> = client.list(&["bundles", name], &[], Some(1)).await?;
     let newest = versions.into_iter().next().map(|bundle| bundle.version);

@@ -472,6 +472,15 @@ proptest! {
 }
 
 #[test]
+fn a_fresh_checkout_of_an_unchanged_tree_is_the_same_version() {
+    let file = |content: &[u8], mtime| Node::File(0o644, content.to_vec(), mtime);
+    let tree = |a: Node, b: Node| manifest(&Tree::from([(b"a".to_vec(), a), (b"b".to_vec(), b)]));
+    let before = tree(file(b"one", 1), file(b"two", 2));
+    assert_eq!(tree(file(b"one", 9), file(b"two", 9)).with_times_of(&before).unwrap(), before);
+    assert_eq!(tree(file(b"one", 9), file(b"TWO", 9)).with_times_of(&before).unwrap(), tree(file(b"one", 1), file(b"TWO", 9)));
+}
+
+#[test]
 fn a_manifest_that_is_no_tree_is_refused() {
     let empty = Digest::of(b"");
     let other = Digest::of(b"x");

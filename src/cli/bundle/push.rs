@@ -55,7 +55,12 @@ struct Tree {
 /// Pushes a directory.
 pub(crate) async fn push(directory: &Path, name: &BundleName, team: Option<&TeamName>, client: &Client) -> Result<Pushed, CliError> {
     let what = format!("push {}", directory.display());
-    let tree = Arc::new(read(directory).await?);
+    let mut tree = read(directory).await?;
+    // That there is none yet, or that it can not be had, changes nothing but times.
+    if let Ok(before) = super::newest_manifest(name, client).await {
+        tree.manifest = tree.manifest.with_times_of(&before).map_err(|error| CliError::failed(what.clone(), error))?;
+    }
+    let tree = Arc::new(tree);
     let (mut contents_sent, mut bytes_sent, mut packed_bytes) = (0, 0, 0);
     for round in 1.. {
         let missing = ask(&tree, client).await.map_err(doing(what.clone()))?;
