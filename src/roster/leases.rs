@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::api::AgentState;
+use crate::api::{AgentState, LinkKind};
 use crate::journal::now_us;
 use crate::limits::{LEASE_INTERVALS, POLL_JITTER_SHARE};
 use crate::roster::agent::Agent;
@@ -45,6 +45,10 @@ impl Roster {
     async fn expire_one(&self, agent: &Arc<Agent>, now: i64, lease: i64) -> Result<(), StoreError> {
         let kept = if agent.is_of_dynaslave() { self.settings.dynaslave_kept } else { self.settings.lost_kept };
         let kept = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
+        // One that is dialled need not poll: while its link is open it is there, and the link finds out by itself when it is not.
+        if agent.link_kind() == LinkKind::Ssh && agent.link().is_some() {
+            agent.heard();
+        }
         let (state, since, retry_at) = {
             let live = agent.live();
             (live.row.state, live.row.since_us, live.row.retry_at_us)

@@ -8,6 +8,7 @@ mod bits;
 mod cli;
 mod compat;
 mod demo;
+mod dial;
 mod fleet;
 mod floors;
 mod gate;

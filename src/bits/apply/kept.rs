@@ -117,8 +117,12 @@ impl Kept {
     pub(super) fn begin(&mut self, trees: &Dir, key: &str) -> io::Result<Dir> {
         let number = self.numbers.last().map_or(1, |last| last + 1);
         let dir = make(&self.place, &number.to_string())?;
+        if let Err(error) = ledger::keep(trees, key, &dir, MANIFEST) {
+            // Nothing was settled there, so there is nothing to go back to.
+            clear(&self.place, &number.to_string())?;
+            return Err(error);
+        }
         self.numbers.push(number);
-        ledger::keep(trees, key, &dir, MANIFEST)?;
         Ok(dir)
     }
 

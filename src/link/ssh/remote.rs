@@ -126,7 +126,7 @@ pub async fn open(connection: &Connection, root: &str, place: Option<&Path>) -> 
             format!("{root}/.muster/bin/muster-agent")
         }
     };
-    let exec = connection.exec(&command(&["exec", &program, "link", "--root", root])?.replacen("'exec'", "exec", 1)).await?;
+    let exec = connection.exec(&format!("exec {}", command(&[&program, "link", "--root", root])?)).await?;
     greet(exec).await
 }
 
