@@ -57,20 +57,6 @@ impl Link for Idle {
     async fn launch(&self, _command: &Command) -> Result<(), CallError> {
         Ok(())
     }
-
-    async fn hold(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn drain(&self, _reason: &str) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    fn close(&self, _reason: &str) {}
 }
 
 fn policy() -> Arc<LabelPolicy> {

@@ -40,14 +40,21 @@ pub trait Link: Send + Sync {
     async fn stop(&self) -> Result<bool, CallError>;
     /// Ends what was launched and starts this, to be kept running.
     async fn launch(&self, command: &Command) -> Result<(), CallError>;
-    /// A run begins: what was launched and ends is not started again for now.
-    async fn hold(&self) -> Result<(), CallError>;
+    /// A run begins: what was launched and ends is not started again for now. This and the following do nothing on a link that keeps nothing
+    /// running.
+    async fn hold(&self) -> Result<(), CallError> {
+        Ok(())
+    }
     /// No run is under way any more: what was launched is kept running.
-    async fn resume(&self) -> Result<(), CallError>;
+    async fn resume(&self) -> Result<(), CallError> {
+        Ok(())
+    }
     /// The agent is to take no more work: what was launched is ended, and kept ended.
-    async fn drain(&self, reason: &str) -> Result<(), CallError>;
+    async fn drain(&self, _reason: &str) -> Result<(), CallError> {
+        Ok(())
+    }
     /// Ends the link, and all calls with the reason why.
-    fn close(&self, reason: &str);
+    fn close(&self, _reason: &str) {}
 }
 
 /// Whether two are the same link.

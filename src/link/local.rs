@@ -113,20 +113,6 @@ impl Link for Local {
     async fn launch(&self, _command: &Command) -> Result<(), CallError> {
         Err(CallError::Other("nothing is launched on this machine".into()))
     }
-
-    async fn hold(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn drain(&self, _reason: &str) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    fn close(&self, _reason: &str) {}
 }
 
 /// The bundle's side of a sync.

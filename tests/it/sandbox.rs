@@ -107,20 +107,6 @@ impl Link for Witness {
     async fn launch(&self, command: &Command) -> Result<(), CallError> {
         self.answer(format!("launch {}", command.program), ()).await
     }
-
-    async fn hold(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn drain(&self, _reason: &str) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    fn close(&self, _reason: &str) {}
 }
 
 /// A policy with these limits that grants what the guests ask for.

@@ -79,20 +79,6 @@ impl Link for Witness {
     async fn launch(&self, command: &Command) -> Result<(), CallError> {
         self.note("launch", &command.program, ())
     }
-
-    async fn hold(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    async fn drain(&self, _reason: &str) -> Result<(), CallError> {
-        Ok(())
-    }
-
-    fn close(&self, _reason: &str) {}
 }
 
 struct Nowhere;
