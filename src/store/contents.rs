@@ -1,6 +1,6 @@
 //! Where each content of a bundle lies.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
@@ -71,14 +71,5 @@ impl Store {
             }
         }
         Ok(digests.iter().map(|digest| found.get(digest).copied()).collect())
-    }
-
-    /// The segments in which a content lies.
-    ///
-    /// # Errors
-    /// The database is not available, or a row can not be read.
-    pub async fn segments(&self) -> Result<HashSet<i64>> {
-        let rows = sqlx::query("SELECT DISTINCT segment FROM contents").fetch_all(&self.read).await?;
-        rows.iter().map(|row| Ok(row.try_get("segment")?)).collect()
     }
 }

@@ -1,7 +1,8 @@
 //! The contents of bundles: many together in one file, a segment, each compressed by itself and sent as it lies there.
 //!
 //! A content counts as soon as a row says where it lies, and that is written when its segment is on the disk. What a server that was cut
-//! off left without a row is deleted at the next start.
+//! off had not written whole is deleted at the next start. A whole segment without a row stays: the database may be another than before,
+//! by mistake.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -66,19 +67,19 @@ struct Shared {
 }
 
 impl Segments {
-    /// Opens the directory of segments, makes it if it is missing, and deletes what no row knows. `blobs` says whether its disk has room.
+    /// Opens the directory of segments, makes it if it is missing, and deletes what was not written whole. `blobs` says whether its disk has
+    /// room.
     ///
     /// # Errors
-    /// The directory can not be made, read or written, or the database is not available.
+    /// The directory can not be made, read or written.
     pub async fn open(dir: &Path, blobs: Blobs, store: Store, sending: Sending) -> Result<Self, SegmentError> {
         let path = dir.to_path_buf();
-        let known = store.segments().await?;
         let prepared = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&path)?;
             for entry in std::fs::read_dir(&path)? {
                 let entry = entry?;
-                let segment = entry.file_name().to_str().and_then(|name| i64::from_str_radix(name, 16).ok());
-                if segment.is_none_or(|segment| !known.contains(&segment)) {
+                // `object_store` calls a file `NAME#NUMBER` until it has its name.
+                if entry.file_name().to_str().is_some_and(|name| name.contains('#')) {
                     std::fs::remove_file(entry.path())?;
                 }
             }

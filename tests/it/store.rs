@@ -649,9 +649,10 @@ async fn contents_are_kept_together_and_given_out_as_they_came() {
     while packing.next().await.unwrap().is_some() {}
     assert!(all.read_bytes() - read <= packed.iter().map(|packed| packed.frame.len() as u64).sum());
 
-    // What a server that was cut off left without a row is deleted at the next start, and nothing else.
+    // What a server that was cut off had not written whole is deleted at the next start. A whole segment stays, with a row or without.
+    std::fs::write(directory.path().join("segments/00000000000000ee"), b"whole").unwrap();
     let before = files_below(&directory.path().join("segments"));
-    std::fs::write(directory.path().join("segments/00000000000000ff"), b"cut off").unwrap();
+    std::fs::write(directory.path().join("segments/00000000000000ff#1"), b"cut off").unwrap();
     store.close().await;
     let (_store, all) = segments(directory.path()).await;
     assert_eq!(files_below(&directory.path().join("segments")), before);
