@@ -260,6 +260,38 @@ pub struct AgentDetail {
     pub events: Vec<AgentEvent>,
     /// Its runs, newest first.
     pub runs: Vec<Run>,
+    /// What was in its image, beside what the releases of its labels want: one for each bundle, place and version that is wanted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baked: Vec<BakedState>,
+}
+
+/// A bundle that was brought to an agent when its image was made, and how far it is from what is wanted now.
+///
+/// It tells of the image: what the machine was sent since does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct BakedState {
+    /// Which.
+    pub bundle: String,
+    /// The version in the image.
+    pub version: String,
+    /// Where it is.
+    pub destination: String,
+    /// The version that a release in force pins; none if no release of the agent's labels, as far as they are the caller's, has the bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<String>,
+    /// The labels of which the release in force pins that version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Files and symlinks that are not the same in both versions, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<u64>,
+    /// Bytes of contents that the version in the image lacks, if it is known: what is sent at most, before compression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Why the difference is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
 }
 
 /// Why an agent is not ready, or that it is.
@@ -379,6 +411,44 @@ pub struct Label {
     pub release: Release,
     /// Living agents that carry it, by state.
     pub agents: BTreeMap<String, u64>,
+}
+
+/// A label with its release in force, and what the images of its agents cost.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct LabelDetail {
+    /// The label.
+    pub label: String,
+    /// The team that it belongs to.
+    pub team: String,
+    /// The release in force.
+    pub release: Release,
+    /// Living agents that carry it, by state.
+    pub agents: BTreeMap<String, u64>,
+    /// What boots were sent, by image; what was sent most altogether is first.
+    #[serde(default)]
+    pub images: Vec<ImageCost>,
+    /// Since when boots are counted. Of very many only the newest are.
+    #[serde(default)]
+    pub images_since_us: i64,
+}
+
+/// What the boots from one image cost, because of what the image lacks.
+///
+/// A boot is a start of the agent's program, and its cost that of the first run of the label that succeeded from then on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ImageCost {
+    /// The image, as agents say it; null for all agents that say none.
+    pub image: Option<String>,
+    /// How many boots.
+    pub boots: u64,
+    /// Bytes of bundle content that a boot was sent, on average, before compression.
+    pub bytes_per_boot: u64,
+    /// Seconds that pushes and mirrors took a boot, on average.
+    pub seconds_per_boot: f64,
+    /// When the last of these boots was provisioned.
+    pub last_boot_us: i64,
 }
 
 /// One recorded policy of a label.

@@ -8,10 +8,12 @@ pub mod apply;
 pub mod chunk;
 #[cfg(feature = "server")]
 pub mod contents;
+#[cfg(feature = "server")]
+pub mod difference;
 mod index;
 pub mod ledger;
 pub mod manifest;
 pub mod pack;
 pub mod path;
 pub mod scan;
-mod tree;
+pub(crate) mod tree;

@@ -10,6 +10,7 @@ mod explain;
 mod labels;
 mod modules;
 mod ops;
+mod poll;
 mod problem;
 mod receive;
 mod register;
@@ -103,8 +104,8 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes, and the document that describes them.
 fn routes() -> OpenApiRouter<App> {
-    // The one that ten thousand agents ask for: it has no layer of its own, and does what takes long in a task of its own.
-    let often = OpenApiRouter::new().routes(routes!(register::register));
+    // Those that ten thousand agents ask for: they have no layer of their own, and do what takes long in a task of its own.
+    let often = OpenApiRouter::new().routes(routes!(register::register)).routes(routes!(poll::next));
     let quick = OpenApiRouter::new()
         .routes(routes!(modules::list))
         .routes(routes!(modules::versions))
@@ -142,6 +143,10 @@ fn routes() -> OpenApiRouter<App> {
     // Uploads and streams last as long as they make progress; each has its own limits.
     let long = OpenApiRouter::new()
         .routes(routes!(session::open))
+        .routes(routes!(poll::input))
+        .routes(routes!(poll::out))
+        .routes(routes!(poll::err))
+        .routes(routes!(poll::done))
         .routes(routes!(modules::upload))
         .routes(routes!(bundles::missing))
         .routes(routes!(bundles::contents))

@@ -64,6 +64,10 @@ pub const RECONCILE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Bundles that an image may say were baked into it.
 pub const BAKED_MAX: usize = 32;
+/// Differences between two versions of a bundle that are remembered.
+pub const DIFFERENCES_KEPT: usize = 256;
+/// How long an answer waits for differences that are not known yet.
+pub const DIFFERENCES_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long it may take to be sent contents by HTTP.
 pub const CONTENTS_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -103,6 +107,18 @@ pub const SEGMENT_BYTES: usize = 1024 * 1024;
 pub const DIGESTS_ASKED_MAX: usize = 50_000;
 /// Bytes in one piece of a stream.
 pub const PIECE_BYTES: usize = 128 * 1024;
+/// How often a machine that only has a shell is asked how what was launched is.
+pub const SHELL_LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// Bytes that a machine that only has a shell answers to a short question.
+pub const SHELL_ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that it answers of a tree, or keeps of one.
+pub const SHELL_TREE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes in the manifest of a bundle that is brought to it.
+pub const SHELL_MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long a poll for steps is kept open while there is none. Less than what proxies cut off.
+pub const STEP_POLL_MAX: Duration = Duration::from_secs(25);
+/// Steps that wait for a machine that polls, or run there.
+pub const STEPS_MAX: usize = 64;
 /// Trees that a destination held before and that are kept beside it.
 pub const GENERATIONS_KEPT: usize = 2;
 /// Files of one push that are made durable one by one; for more of them, the file system is asked once.
@@ -304,6 +320,14 @@ pub const RUN_RECORDS_KEPT: Duration = Duration::from_secs(14 * 24 * 3600);
 pub const EVENTS_KEPT_PER_AGENT: u32 = 200;
 /// How long an agent that is gone is kept.
 pub const GONE_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a boot is kept: over so long a time the cost of an image is told.
+pub const BOOTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Boots kept of each label; the newest stand for all where there are more.
+pub const BOOTS_KEPT_PER_LABEL: u32 = 10_000;
+/// Images whose cost is told of one label. Agents name them.
+pub const BOOT_IMAGES_SHOWN_MAX: u32 = 100;
+/// Images that the metrics tell apart for each label.
+pub const BOOT_IMAGES_COUNTED_MAX: usize = 32;
 /// How often what is over these limits is cleared away.
 pub const CLEAR_INTERVAL: Duration = Duration::from_secs(600);
 

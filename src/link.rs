@@ -7,7 +7,13 @@ pub mod frames;
 #[cfg(feature = "server")]
 pub mod local;
 #[cfg(feature = "server")]
+pub mod poll;
+#[cfg(feature = "server")]
+pub mod quote;
+#[cfg(feature = "server")]
 pub mod session;
+#[cfg(feature = "server")]
+pub mod shell;
 #[cfg(feature = "server")]
 pub mod ssh;
 pub mod stream;

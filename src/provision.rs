@@ -4,6 +4,7 @@
 //! verdict, its last records and the agent's new state are written in one transaction, so that no crash leaves a run without an end:
 //! what is found unfinished at the next start is ended there and tried again.
 
+mod boot;
 mod due;
 mod outcome;
 mod records;
@@ -32,6 +33,7 @@ use crate::store::secrets::Secrets;
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
+use boot::FirstRun;
 use outcome::after;
 use records::Following;
 
@@ -85,6 +87,7 @@ impl Provision {
                 calls: 0,
                 bytes_sent: 0,
                 bytes_saved: 0,
+                boot: None,
             };
             let (id, end) = (run.id.as_str(), &end);
             let agent = self.roster.by_name(&run.agent).filter(|agent| agent.id() == run.agent_id);
@@ -242,7 +245,9 @@ impl Provision {
         self.store.begin_run(&run).await?;
         self.metrics.runs_in_progress.inc();
         let (recorder, records) = journal::channel();
-        let inputs = self.inputs(agent, link, release, &ready, attempt, recorder);
+        let view = agent.view();
+        let first = FirstRun::of(&view, &release.label);
+        let inputs = self.inputs(view, link, release, &ready, attempt, recorder);
         let running = async {
             tokio::select! {
                 outcome = self.sandbox.run(&ready.module, inputs) => outcome,
@@ -254,6 +259,7 @@ impl Provision {
             }
         };
         let (outcome, rest) = self.record(&run.id, &records, running).await;
+        let first = first.filter(|_| outcome.verdict == Verdict::Provisioned);
         let end = RunEnd {
             verdict: outcome.verdict.word().into(),
             reason: outcome.verdict.reason(),
@@ -261,13 +267,17 @@ impl Provision {
             calls: outcome.counts.calls.into(),
             bytes_sent: outcome.counts.bytes_sent,
             bytes_saved: outcome.counts.bytes_saved,
+            boot: first.as_ref().map(|first| first.boot(&release.label, outcome.counts.syncing)),
         };
         self.metrics.runs_in_progress.dec();
         self.metrics.bundle_bytes_sent.inc_by(end.bytes_sent);
         self.metrics.bundle_bytes_saved.inc_by(end.bytes_saved);
         self.metrics.run_ended(&release.label, outcome.verdict.word(), microseconds(end.ended_us - run.began_us));
+        if let Some(first) = &first {
+            self.metrics.booted(&release.label, first.image.as_deref(), end.bytes_sent, outcome.counts.syncing);
+        }
         let is_last = is_last && outcome.launch.is_none();
-        self.write_end(agent, release, &run.id, &outcome.verdict, is_last, &end, &rest).await;
+        self.write_end(agent, release, &run.id, &outcome.verdict, is_last, &end, first, &rest).await;
         self.following.ended(&run.id);
         Ok((outcome.verdict, outcome.launch))
     }
@@ -286,14 +296,13 @@ impl Provision {
 
     fn inputs(
         &self,
-        agent: &Agent,
+        View { row, claims, .. }: View,
         link: &Arc<dyn Link>,
         release: &Release,
         ready: &Ready,
         attempt: u32,
         recorder: journal::Recorder,
     ) -> RunInputs {
-        let View { row, claims, .. } = agent.view();
         let registration = Registration {
             name: row.name.to_string(),
             label: release.label.to_string(),
@@ -326,10 +335,16 @@ impl Provision {
         verdict: &Verdict,
         is_last: bool,
         end: &RunEnd,
+        first: Option<FirstRun>,
         rest: &records::Rows,
     ) {
         for again in [false].into_iter().chain(std::iter::repeat(true)) {
-            let change = |row: &mut AgentRow| after(row, release, run, verdict, is_last);
+            let change = |row: &mut AgentRow| {
+                if let Some(first) = &first {
+                    row.booted.clone_from(&first.booted);
+                }
+                after(row, release, run, verdict, is_last)
+            };
             let write = |row, cause: String| async move {
                 match self.store.end_run(run, end, &rest.log, &rest.journal, Some((&row, &cause))).await {
                     // It was written before, and the answer was lost.

@@ -1,6 +1,7 @@
-//! The clockwork: leases, agents that are dialled, pauses that are over, heartbeats on their way to the store, and what is old.
+//! The clockwork: leases, agents that are dialled or poll for steps, pauses that are over, heartbeats on their way to the store, and what is old.
 
 pub mod dial;
+pub mod polled;
 
 use std::sync::Arc;
 use std::time::Duration;

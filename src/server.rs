@@ -16,7 +16,7 @@ use crate::credential::{self, Holder};
 use crate::http::compat::Compat;
 use crate::http::{self, App, Parts};
 use crate::journal::now_us;
-use crate::limits::{DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, SESSION_PING_INTERVAL, STOP_GRACE};
+use crate::limits::{BOOTS_KEPT, BOOTS_KEPT_PER_LABEL, DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, SESSION_PING_INTERVAL, STOP_GRACE};
 use crate::link::ssh;
 use crate::link::ssh::login::Identity;
 use crate::machine::root::replace;
@@ -49,10 +49,11 @@ pub struct Server {
     pub admin_token: PathBuf,
     /// Whether this start made it.
     pub admin_token_is_new: bool,
+    /// Its agents.
+    pub roster: Arc<Roster>,
     ending: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
     store: Store,
-    roster: Arc<Roster>,
     sandbox: Arc<Sandbox>,
     _lock: std::fs::File,
     _work: Vec<AbortOnDropHandle<()>>,
@@ -134,6 +135,8 @@ impl Server {
             records_us: i64::from(config.kept.record_days) * 24 * 3600 * 1_000_000,
             events_per_agent: EVENTS_KEPT_PER_AGENT,
             gone_us: i64::try_from(GONE_KEPT.as_micros()).unwrap_or(i64::MAX),
+            boots_us: i64::try_from(BOOTS_KEPT.as_micros()).unwrap_or(i64::MAX),
+            boots_per_label: BOOTS_KEPT_PER_LABEL,
         };
         let mut work = vec![
             AbortOnDropHandle::new(tokio::spawn(provision.work())),

@@ -3,6 +3,8 @@
 //! A release is written to the store first; then one pointer moves. Readers take a whole [`Release`] and keep it to the end of their run.
 //! A module that does not compile or link never becomes a release. The release before the one in force stays compiled.
 
+pub mod differences;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +24,8 @@ use crate::store::modules::ModuleRow;
 use crate::store::segments::{SegmentError, Segments};
 use crate::store::{Store, StoreError};
 
+use differences::Differences;
+
 /// The releases in force.
 pub struct Shelf {
     store: Store,
@@ -33,6 +37,7 @@ pub struct Shelf {
     lately: Mutex<Vec<Module>>,
     /// One change at a time; readers do not wait.
     changing: tokio::sync::Mutex<()>,
+    differences: Differences,
 }
 
 /// How many modules stay compiled beyond those in force.
@@ -138,6 +143,7 @@ impl Shelf {
             in_force: ArcSwap::default(),
             lately: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            differences: Differences::default(),
         };
         let mut in_force = BTreeMap::new();
         for row in shelf.store.current_releases().await? {

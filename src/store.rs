@@ -6,6 +6,7 @@
 
 pub mod agents;
 pub mod blobs;
+pub mod boots;
 pub mod bundles;
 pub mod clear;
 pub mod contents;

@@ -1,7 +1,10 @@
 //! What a server tells about itself: its log, on standard error, and its metrics.
 
+use std::collections::HashMap;
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -13,6 +16,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::AgentState;
+use crate::limits::{BOOT_IMAGES_COUNTED_MAX, BOOTS_KEPT};
 use crate::names::LabelName;
 
 /// How the log is written.
@@ -91,10 +95,21 @@ struct RunLabels {
     verdict: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BootLabels {
+    label: String,
+    image: String,
+}
+
+/// What boots from an image that says none are counted under.
+const NO_IMAGE: &str = "-";
+/// What boots from images are counted under that are too many to be told apart.
+const OTHER_IMAGES: &str = "other";
+
 /// The metrics of one server.
 ///
-/// Nothing that an agent or a module chooses becomes a metric's label: outcomes and states are fixed words, and a label is one that has a
-/// policy. Several servers in one process have each their own.
+/// Nothing that an agent or a module chooses becomes a metric's label, but for images, of which few are told apart: outcomes and states are
+/// fixed words, and a label is one that has a policy. Several servers in one process have each their own.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -114,6 +129,11 @@ pub struct Metrics {
     /// Runs that go on.
     pub runs_in_progress: Gauge,
     compiles: Family<OutcomeLabels, Counter>,
+    boots: Family<BootLabels, Counter>,
+    boot_bytes: Family<BootLabels, Counter>,
+    boot_seconds: Family<BootLabels, Counter<f64, AtomicU64>>,
+    /// When there was last a boot of each image that is told apart, by label.
+    booted: Mutex<HashMap<LabelName, HashMap<String, Instant>>>,
 }
 
 impl Metrics {
@@ -132,6 +152,10 @@ impl Metrics {
             sessions: Gauge::default(),
             runs_in_progress: Gauge::default(),
             compiles: Family::default(),
+            boots: Family::default(),
+            boot_bytes: Family::default(),
+            boot_seconds: Family::default(),
+            booted: Mutex::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("registrations", "Registrations, by what came of them", metrics.registrations.clone());
@@ -146,6 +170,9 @@ impl Metrics {
         registry.register("sessions", "Sessions that are open", metrics.sessions.clone());
         registry.register("runs_in_progress", "Runs that go on", metrics.runs_in_progress.clone());
         registry.register("compiles", "Modules compiled, by what came of it", metrics.compiles.clone());
+        registry.register("boots", "Boots of agents, by label and image", metrics.boots.clone());
+        registry.register("boot_bytes", "Bytes of bundle content that boots were sent, by label and image", metrics.boot_bytes.clone());
+        registry.register("boot_seconds", "Seconds that bringing bundles took boots, by label and image", metrics.boot_seconds.clone());
         metrics
     }
 
@@ -162,6 +189,37 @@ impl Metrics {
     pub fn run_ended(&self, label: &LabelName, verdict: &str, took: Duration) {
         self.runs.get_or_create(&RunLabels { label: label.to_string(), verdict: verdict.into() }).inc();
         self.run_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts the first run of a label that succeeded after a boot: the bytes that it was sent, and how long bringing bundles took.
+    ///
+    /// For each label [`BOOT_IMAGES_COUNTED_MAX`] images are told apart, and others are counted as `other`. One of which there was no boot
+    /// for [`BOOTS_KEPT`] makes room, and its figures are told no more.
+    pub fn booted(&self, label: &LabelName, image: Option<&str>, bytes: u64, took: Duration) {
+        self.booted_at(Instant::now(), label, image, bytes, took);
+    }
+
+    fn booted_at(&self, now: Instant, label: &LabelName, image: Option<&str>, bytes: u64, took: Duration) {
+        let of = |image: &str| BootLabels { label: label.to_string(), image: image.to_owned() };
+        let image = image.unwrap_or(NO_IMAGE);
+        let mut booted = self.booted.lock().unwrap_or_else(PoisonError::into_inner);
+        let images = booted.entry(label.clone()).or_default();
+        if !images.contains_key(image) && images.len() >= BOOT_IMAGES_COUNTED_MAX {
+            for (old, _) in images.extract_if(|_, last| now.duration_since(*last) > BOOTS_KEPT) {
+                let old = of(&old);
+                self.boots.remove(&old);
+                self.boot_bytes.remove(&old);
+                self.boot_seconds.remove(&old);
+            }
+        }
+        let told_apart = images.contains_key(image) || images.len() < BOOT_IMAGES_COUNTED_MAX;
+        if told_apart {
+            images.insert(image.to_owned(), now);
+        }
+        let labels = of(if told_apart { image } else { OTHER_IMAGES });
+        self.boots.get_or_create(&labels).inc();
+        self.boot_bytes.get_or_create(&labels).inc_by(bytes);
+        self.boot_seconds.get_or_create(&labels).inc_by(took.as_secs_f64());
     }
 
     /// Notes how long an agent took from registering to being ready.
@@ -228,6 +286,8 @@ mod tests {
         metrics.sessions.inc();
         metrics.runs_in_progress.set(2);
         metrics.compiled(CompileOutcome::Compiled);
+        metrics.booted(&"linux".parse().unwrap(), Some("ami-1"), 5, Duration::from_millis(500));
+        metrics.booted(&"linux".parse().unwrap(), None, 7, Duration::from_millis(250));
         let text = metrics.encode();
         for line in [
             "muster_registrations_total{outcome=\"admitted\"} 1",
@@ -243,9 +303,52 @@ mod tests {
             "muster_sessions 1",
             "muster_runs_in_progress 2",
             "muster_compiles_total{outcome=\"compiled\"} 1",
+            "muster_boots_total{label=\"linux\",image=\"ami-1\"} 1",
+            "muster_boot_bytes_total{label=\"linux\",image=\"-\"} 7",
+            "muster_boot_seconds_total{label=\"linux\",image=\"ami-1\"} 0.5",
             "# EOF",
         ] {
             assert!(text.lines().any(|other| other == line), "no line `{line}` in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn images_beyond_the_bound_are_counted_together_and_what_an_agent_calls_one_stays_a_value() {
+        let metrics = Metrics::new();
+        let (linux, mac) = ("linux".parse().unwrap(), "mac".parse().unwrap());
+        for at in 0..BOOT_IMAGES_COUNTED_MAX + 3 {
+            metrics.booted(&linux, Some(&format!("ami-{at}")), 1, Duration::ZERO);
+        }
+        metrics.booted(&linux, Some("ami-0"), 1, Duration::ZERO);
+        metrics.booted(&mac, Some("a\"} 9\n\\"), 1, Duration::ZERO);
+        let text = metrics.encode();
+        let counts: Vec<_> = text.lines().filter(|line| line.starts_with("muster_boots_total{")).collect();
+        assert_eq!(counts.len(), BOOT_IMAGES_COUNTED_MAX + 2, "{counts:#?}");
+        for line in [
+            "muster_boots_total{label=\"linux\",image=\"ami-0\"} 2",
+            "muster_boots_total{label=\"linux\",image=\"other\"} 3",
+            "muster_boots_total{label=\"mac\",image=\"a\\\"} 9\\n\\\\\"} 1",
+        ] {
+            assert!(counts.contains(&line), "no line `{line}` in {counts:#?}");
+        }
+    }
+
+    #[test]
+    fn an_image_that_nothing_boots_from_any_more_makes_room_for_another() {
+        let metrics = Metrics::new();
+        let (linux, begin) = ("linux".parse().unwrap(), Instant::now());
+        for at in 0..BOOT_IMAGES_COUNTED_MAX {
+            metrics.booted_at(begin, &linux, Some(&format!("ami-{at}")), 1, Duration::ZERO);
+        }
+        metrics.booted_at(begin + BOOTS_KEPT / 2, &linux, Some("ami-0"), 1, Duration::ZERO);
+        metrics.booted_at(begin + BOOTS_KEPT * 5 / 4, &linux, Some("new"), 1, Duration::ZERO);
+        let text = metrics.encode();
+        for name in ["boots", "boot_bytes", "boot_seconds"] {
+            let begin = format!("muster_{name}_total{{label=\"linux\",image=");
+            let mut images: Vec<_> =
+                text.lines().filter_map(|line| line.strip_prefix(&begin)?.split_once('}')).map(|(image, _)| image).collect();
+            images.sort_unstable();
+            assert_eq!(images, ["\"ami-0\"", "\"new\""], "{name}");
         }
     }
 

@@ -162,49 +162,35 @@ pub struct ContentsError {
     source: io::Error,
 }
 
-/// Reads contents and makes a pack of them, piece by piece, as fast as the pieces are asked for. Holds little more than one content.
-pub struct Packing {
+/// Reads contents one after the other, in whatever order is best.
+pub struct Reading {
     bundle: Bundle,
     groups: BTreeMap<u64, Vec<u32>>,
     group: std::vec::IntoIter<u32>,
-    packed: BytesMut,
-    ended: bool,
     _turn: Box<dyn Send + Sync>,
 }
 
-impl Packing {
-    /// Packs these contents of a bundle, by their indices, in whatever order is best. Waits for its turn.
+impl Reading {
+    /// Reads these contents of a bundle, by their indices. Waits for its turn, which lasts as long as this.
     pub async fn new(bundle: &Bundle, wanted: impl IntoIterator<Item = u32>) -> Self {
         let turn = bundle.contents.turn().await;
         let mut groups: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
         for index in wanted {
             groups.entry(bundle.contents.group(index)).or_default().push(index);
         }
-        Self { bundle: bundle.clone(), groups, group: Vec::new().into_iter(), packed: BytesMut::new(), ended: false, _turn: turn }
+        Self { bundle: bundle.clone(), groups, group: Vec::new().into_iter(), _turn: turn }
     }
 
-    /// The next piece of the pack, of at most [`PIECE_BYTES`] and never empty; none after its end.
+    /// The next content; none after the last.
     ///
     /// # Errors
     /// If a content can not be read. After an error there is no going on.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ContentsError> {
-        while self.packed.len() < PIECE_BYTES && !self.ended {
-            match self.index() {
-                Some(index) => {
-                    let read = self.bundle.contents.read(index).await;
-                    let digest = self.bundle.manifest.contents().get(index as usize).map(|(digest, _)| *digest);
-                    let digest = digest.unwrap_or_else(|| Digest::from_bytes([0; 32]));
-                    read.map_err(|source| ContentsError { digest, source })?.write(&mut self.packed);
-                }
-                None => {
-                    write_end(&mut self.packed);
-                    self.ended = true;
-                }
-            }
-        }
-        let count = self.packed.len().min(PIECE_BYTES);
-        self.bundle.contents.pace(count).await;
-        Ok(Some(self.packed.split_to(count).freeze()).filter(|piece| !piece.is_empty()))
+    pub async fn next(&mut self) -> Result<Option<Packed>, ContentsError> {
+        let Some(index) = self.index() else { return Ok(None) };
+        let read = self.bundle.contents.read(index).await;
+        let digest = self.bundle.manifest.contents().get(index as usize).map(|(digest, _)| *digest);
+        let digest = digest.unwrap_or_else(|| Digest::from_bytes([0; 32]));
+        read.map(Some).map_err(|source| ContentsError { digest, source })
     }
 
     fn index(&mut self) -> Option<u32> {
@@ -216,5 +202,38 @@ impl Packing {
             let group = at_hand.or_else(|| self.groups.first_key_value().map(|(group, _)| *group))?;
             self.group = self.groups.remove(&group)?.into_iter();
         }
+    }
+}
+
+/// Makes a pack of contents, piece by piece, as fast as the pieces are asked for. Holds little more than one content.
+pub struct Packing {
+    reading: Reading,
+    packed: BytesMut,
+    ended: bool,
+}
+
+impl Packing {
+    /// Packs these contents of a bundle, by their indices, in whatever order is best. Waits for its turn.
+    pub async fn new(bundle: &Bundle, wanted: impl IntoIterator<Item = u32>) -> Self {
+        Self { reading: Reading::new(bundle, wanted).await, packed: BytesMut::new(), ended: false }
+    }
+
+    /// The next piece of the pack, of at most [`PIECE_BYTES`] and never empty; none after its end.
+    ///
+    /// # Errors
+    /// If a content can not be read. After an error there is no going on.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ContentsError> {
+        while self.packed.len() < PIECE_BYTES && !self.ended {
+            match self.reading.next().await? {
+                Some(packed) => packed.write(&mut self.packed),
+                None => {
+                    write_end(&mut self.packed);
+                    self.ended = true;
+                }
+            }
+        }
+        let count = self.packed.len().min(PIECE_BYTES);
+        self.reading.bundle.contents.pace(count).await;
+        Ok(Some(self.packed.split_to(count).freeze()).filter(|piece| !piece.is_empty()))
     }
 }

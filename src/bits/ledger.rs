@@ -89,6 +89,11 @@ fn begun_file(file: &str, place: usize) -> String {
 }
 
 impl Ledger {
+    /// What was put there, and what was begun after that and cut off, one after the other.
+    pub(crate) fn new(settled: Option<Manifest>, begun: Vec<Manifest>) -> Self {
+        Self { settled, begun }
+    }
+
     /// Reads what was put at a destination; `key` is the destination's text. Nothing is there, if nothing was ever.
     ///
     /// # Errors
@@ -99,7 +104,7 @@ impl Ledger {
         while let Some(manifest) = read(trees, &begun_file(&file, begun.len()))? {
             begun.push(manifest);
         }
-        Ok(Self { settled: read(trees, &file)?, begun })
+        Ok(Self::new(read(trees, &file)?, begun))
     }
 
     /// The manifest as it was left; `None` if nothing was ever put there, or something was cut off.
@@ -113,7 +118,7 @@ impl Ledger {
     }
 
     /// Everything that was put there, what was begun and cut off first.
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.manifests().flat_map(Manifest::entries)
     }
 
@@ -123,7 +128,7 @@ impl Ledger {
     }
 
     /// What was put there and this puts beside it or over it.
-    pub(super) fn with(&self, manifest: &Manifest) -> Result<Manifest, ManifestError> {
+    pub(crate) fn with(&self, manifest: &Manifest) -> Result<Manifest, ManifestError> {
         let mut all = manifest.clone();
         for under in self.manifests() {
             all = all.over(under)?;

@@ -3,7 +3,7 @@
 use clap::builder::PossibleValuesParser;
 use reqwest::Method;
 
-use crate::api::{Act, Agent, AgentDetail, Explanation, Run};
+use crate::api::{Act, Agent, AgentDetail, BakedState, Explanation, Run};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{CliError, HEADING, doing};
@@ -109,7 +109,7 @@ fn list(agents: &[Agent], output: &mut Output) -> Result<(), CliError> {
 }
 
 fn show(detail: &AgentDetail, output: &mut Output) -> Result<(), CliError> {
-    let AgentDetail { agent, events, runs } = detail;
+    let AgentDetail { agent, events, runs, baked } = detail;
     output.fields(&[
         ("name", agent.name.clone()),
         ("id", agent.id.clone()),
@@ -132,6 +132,11 @@ fn show(detail: &AgentDetail, output: &mut Output) -> Result<(), CliError> {
     for (name, value) in &agent.attributes {
         output.fields(&[(&format!("attribute {name}"), value.clone())])?;
     }
+    if !baked.is_empty() {
+        output.line("")?;
+        output.styled(HEADING, "what was baked into its image, and what it lacks of what its labels want")?;
+        list_baked(baked, output)?;
+    }
     if !events.is_empty() {
         output.line("")?;
         output.listing(events, ["AT", "STATE", "CAUSE"], |output, event| {
@@ -143,6 +148,26 @@ fn show(detail: &AgentDetail, output: &mut Output) -> Result<(), CliError> {
     }
     output.line("")?;
     list_runs(runs, output)
+}
+
+fn list_baked(baked: &[BakedState], output: &mut Output) -> Result<(), CliError> {
+    output.listing(baked, ["BUNDLE", "BAKED", "WANTED", "FILES DIFFER", "TO SEND", "AT", "NOTE"], |output, state| {
+        let none = || "-".to_owned();
+        let note = match (&state.wanted, &state.unknown) {
+            (_, Some(why)) => why.clone(),
+            (None, None) => "no label wants it".into(),
+            (Some(_), None) => state.labels.join(","),
+        };
+        [
+            state.bundle.clone(),
+            output.digest(&state.version),
+            state.wanted.as_deref().map_or_else(none, |version| output.digest(version)),
+            state.files.map_or_else(none, |files| files.to_string()),
+            state.bytes.map_or_else(none, |bytes| output.bytes(bytes)),
+            state.destination.clone(),
+            note,
+        ]
+    })
 }
 
 /// Writes runs as a listing, wherever they come from.
@@ -221,11 +246,36 @@ mod tests {
     fn an_agent_is_shown_with_its_history() {
         let (mut out, text) = output(false, false);
         let events = vec![AgentEvent { at_us: NOW_US, state: AgentState::Failed, cause: "the disk is full".into() }];
-        show(&AgentDetail { agent: agent(), events, runs: Vec::new() }, &mut out).unwrap();
+        show(&AgentDetail { agent: agent(), events, runs: Vec::new(), baked: Vec::new() }, &mut out).unwrap();
         let text = text.take();
         assert!(text.contains("state\tfailed\n") && text.contains("attribute zone\ta\n"), "{text}");
         assert!(text.ends_with("\n\n2026-01-01T00:00:00Z\tfailed\tthe disk is full\n"), "{text}");
         assert!(!text.contains("address"), "{text}");
+    }
+
+    #[test]
+    fn what_was_baked_is_listed_with_what_it_lacks_or_why_that_is_not_known() {
+        let state = BakedState {
+            bundle: "tools".into(),
+            version: "ab".repeat(32),
+            destination: "/srv/tools".into(),
+            wanted: Some("cd".repeat(32)),
+            labels: vec!["linux".into(), "large".into()],
+            files: Some(3),
+            bytes: Some(1536),
+            unknown: None,
+        };
+        let unknown = BakedState { files: None, bytes: None, unknown: Some("gone".into()), ..state.clone() };
+        let unwanted = BakedState { wanted: None, labels: Vec::new(), files: None, bytes: None, ..state.clone() };
+        let (mut out, text) = output(false, true);
+        list_baked(&[state, unknown, unwanted], &mut out).unwrap();
+        let expected = [
+            "BUNDLE BAKED WANTED FILES DIFFER TO SEND AT NOTE",
+            "tools abababababab cdcdcdcdcdcd 3 1.5 KiB /srv/tools linux,large",
+            "tools abababababab cdcdcdcdcdcd - - /srv/tools gone",
+            "tools abababababab - - - /srv/tools no label wants it",
+        ];
+        assert_eq!(words(&text.take()), expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use reqwest::Method;
 use serde::Serialize;
 
-use crate::api::{Applied, Label, Release, Rollback, Swap};
+use crate::api::{Applied, Label, LabelDetail, Release, Rollback, Swap};
 use crate::cli::client::Client;
 use crate::cli::output::{Output, counts};
 use crate::cli::pinned::Pinned;
@@ -32,7 +32,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         limit: Option<u32>,
     },
-    /// Shows a label's policy in force
+    /// Shows a label's policy in force, and what the images of its agents cost
     Show {
         /// The label
         label: LabelName,
@@ -102,7 +102,7 @@ pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) 
         }
         Command::Show { label } => {
             let what = format!("show the label {label}");
-            let label: Label = client.get(&["labels", label.as_str()], &[]).await.map_err(doing(what))?;
+            let label: LabelDetail = client.get(&["labels", label.as_str()], &[]).await.map_err(doing(what))?;
             if output.json() { output.value(&label) } else { show(&label, output) }
         }
         Command::History { label, limit } => {
@@ -198,7 +198,7 @@ fn in_force(applied: &Applied) -> String {
     format!("{}: {release} is in force{previous}", applied.label)
 }
 
-fn show(label: &Label, output: &mut Output) -> Result<(), CliError> {
+fn show(label: &LabelDetail, output: &mut Output) -> Result<(), CliError> {
     output.fields(&[
         ("label", label.label.clone()),
         ("team", label.team.clone()),
@@ -213,7 +213,22 @@ fn show(label: &Label, output: &mut Output) -> Result<(), CliError> {
         Ok(policy) => differences(None, &policy).iter().try_for_each(|line| output.line(line.strip_prefix("+ ").unwrap_or(line))),
         // A newer server's policy may have what this program does not know.
         Err(_) => output.value(&label.release.policy),
+    }?;
+    if label.images.is_empty() {
+        return Ok(());
     }
+    output.line("")?;
+    let since = output.moment(label.images_since_us);
+    output.styled(HEADING, &format!("what a boot was sent on average since {since} because its image lacked it, by image"))?;
+    output.listing(&label.images, ["IMAGE", "BOOTS", "SENT", "TOOK", "LAST BOOT"], |output, image| {
+        [
+            image.image.clone().unwrap_or_else(|| "-".into()),
+            image.boots.to_string(),
+            output.bytes(image.bytes_per_boot),
+            output.seconds(image.seconds_per_boot),
+            output.age(image.last_boot_us),
+        ]
+    })
 }
 
 fn module_of(release: &Release, output: &Output) -> String {
@@ -227,6 +242,7 @@ fn module_of(release: &Release, output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::ImageCost;
     use crate::cli::output::fixture::{NOW_US, output};
 
     fn applied(changes: &[&str]) -> Applied {
@@ -252,15 +268,35 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_shown_with_its_policy() {
+    fn a_label_is_shown_with_its_policy_and_the_cost_of_its_images() {
         let policy = serde_json::json!({ "team": "media", "module": format!("base@sha256:{}", "ab".repeat(32)), "bundles": ["tools"] });
         let release = Release { label: "linux".into(), release: 4, made_us: NOW_US, made_by: "t1".into(), how: "applied".into(), policy };
         let agents = [("ready".to_owned(), 3), ("failed".to_owned(), 0)].into();
-        let label = Label { label: "linux".into(), team: "media".into(), release, agents };
+        let cost = |image: Option<&str>, boots, bytes_per_boot, seconds_per_boot| ImageCost {
+            image: image.map(Into::into),
+            boots,
+            bytes_per_boot,
+            seconds_per_boot,
+            last_boot_us: NOW_US - 180_000_000,
+        };
+        let images = vec![cost(Some("ami-1"), 40, 3 << 29, 12.25), cost(None, 2, 0, 0.0305)];
+        let (label, team, images_since_us) = ("linux".into(), "media".into(), NOW_US - 604_800_000_000);
+        let label = LabelDetail { label, team, release, agents, images, images_since_us };
         let (mut out, text) = output(false, true);
         assert_eq!(module_of(&label.release, &out), "base@abababababab");
         show(&label, &mut out).unwrap();
         let text = text.take();
         assert!(text.contains("agents   3 ready\n") && text.contains("\nbundles tools: yes\n"), "{text}");
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let told = [
+            "what a boot was sent on average since 2025-12-25 00:00:00 because its image lacked it, by image",
+            "IMAGE BOOTS SENT TOOK LAST BOOT",
+            "ami-1 40 1.5 GiB 12s 3m",
+            "- 2 0 B 30ms 3m",
+        ];
+        assert_eq!(lines[lines.len() - 4..], told);
+        let (mut out, text) = output(false, false);
+        show(&label, &mut out).unwrap();
+        assert!(text.take().ends_with("ami-1\t40\t1610612736\t12.250000\t2025-12-31T23:57:00Z\n-\t2\t0\t0.030500\t2025-12-31T23:57:00Z\n"));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, IsTerminal as _, Write};
+use std::time::Duration;
 
 use clap::builder::styling::Style;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
@@ -144,6 +145,12 @@ impl Output {
     pub(crate) fn took(&self, began_us: i64, ended_us: Option<i64>) -> String {
         let us = ended_us.unwrap_or_else(|| self.now.as_microsecond()).saturating_sub(began_us).max(0);
         if self.terminal { short_duration(us) } else { format!("{}.{:06}", us / 1_000_000, us % 1_000_000) }
+    }
+
+    /// A number of seconds: `850ms`, `12s` for a person.
+    pub(crate) fn seconds(&self, seconds: f64) -> String {
+        let us = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros();
+        self.took(0, Some(i64::try_from(us).unwrap_or(i64::MAX)))
     }
 
     /// When something was.

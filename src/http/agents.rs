@@ -1,20 +1,22 @@
 //! Agents: listed, shown, and told what to do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use crate::api::{Act, Agent as Shown, AgentDetail, AgentState, Page, Run};
+use crate::api::{Act, Agent as Shown, AgentDetail, AgentState, Baked, BakedState, Page, Run};
 use crate::http::App;
 use crate::http::access::Person;
-use crate::http::problem::Fault;
+use crate::http::problem::{Chain, Fault};
 use crate::http::receive::{Asked, Name, OptionalJson, page};
-use crate::limits::{AGENT_TEXT_BYTES_MAX, EVENTS_KEPT_PER_AGENT};
+use crate::limits::{AGENT_TEXT_BYTES_MAX, DIFFERENCES_WAIT_MAX, EVENTS_KEPT_PER_AGENT};
 use crate::link::frames::Launched;
-use crate::names::{AgentName, LabelName};
+use crate::names::{AgentName, Digest, LabelName};
 use crate::roster::agent::{Agent, View};
+use crate::shelf::Release;
 use crate::store::agents::AgentRow;
 use crate::store::runs::RunFilter;
 
@@ -54,10 +56,10 @@ pub(crate) fn shown(view: View) -> Shown {
 }
 
 /// An agent that is gone, from its row alone.
-fn shown_gone(row: AgentRow) -> Result<Shown, Fault> {
+fn view_gone(row: AgentRow) -> Result<View, Fault> {
     let claims = serde_json::from_str(&row.claims).map_err(|_| Fault::internal("an agent's record is damaged"))?;
     let seen_us = row.last_seen_us;
-    Ok(shown(View { row, claims, session: false, launched: None, seen_us }))
+    Ok(View { row, claims, session: false, launched: None, seen_us })
 }
 
 /// Which agents.
@@ -88,7 +90,7 @@ pub(crate) async fn list(State(app): State<App>, person: Person, Asked(which): A
                 labels.as_ref().is_none_or(|labels| row.team == person.0.team || row.labels.iter().any(|label| labels.contains(label)));
             own && which.label.as_ref().is_none_or(|label| row.labels.contains(label))
         };
-        let items = rows.items.into_iter().filter(mine).map(shown_gone).collect::<Result<_, _>>()?;
+        let items = rows.items.into_iter().filter(mine).map(|row| view_gone(row).map(shown)).collect::<Result<_, _>>()?;
         return Ok(axum::Json(Page { items, next: rows.next }));
     }
     let after: Option<AgentName> = page
@@ -121,25 +123,85 @@ fn unknown(name: &AgentName) -> Fault {
         .with_hint("`muster agent ls` lists them")
 }
 
-/// Shows an agent with its changes of state and its latest runs. One that is gone too.
+/// Shows an agent with its changes of state, its latest runs and what was baked into its image. One that is gone too.
 #[utoipa::path(get, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), responses((status = 200, body = AgentDetail)))]
 pub(crate) async fn show(State(app): State<App>, person: Person, Name(name): Name<AgentName>) -> Result<axum::Json<AgentDetail>, Fault> {
-    let agent = match find(&app, &person, &name) {
-        Ok(agent) => shown(agent.view()),
+    let view = match find(&app, &person, &name) {
+        Ok(agent) => agent.view(),
         Err(unknown) => {
             let gone = app.store.agent_by_name(&name).await?.filter(|row| row.state == AgentState::Gone);
             let labels = person.labels(&app);
             let mine = |row: &AgentRow| {
                 labels.as_ref().is_none_or(|labels| row.team == person.0.team || row.labels.iter().any(|label| labels.contains(label)))
             };
-            shown_gone(gone.filter(mine).ok_or(unknown)?)?
+            view_gone(gone.filter(mine).ok_or(unknown)?)?
         }
     };
-    let events = app.store.agent_events(&agent.id, EVENTS_KEPT_PER_AGENT).await?;
+    let events = app.store.agent_events(&view.row.id, EVENTS_KEPT_PER_AGENT).await?;
     let filter = RunFilter { agent: Some(name), label: None, labels: person.labels(&app) };
     let runs = app.store.runs(&filter, &page(None, Some(RUNS_SHOWN))).await?;
     let runs = runs.items.into_iter().map(Run::from).collect();
-    Ok(axum::Json(AgentDetail { agent, events, runs }))
+    let baked = baked(&app, &person, &view).await;
+    Ok(axum::Json(AgentDetail { agent: shown(view), events, runs, baked }))
+}
+
+/// What was in an agent's image, beside what is wanted there.
+async fn baked(app: &App, person: &Person, view: &View) -> Vec<BakedState> {
+    let releases = view.row.labels.iter().filter_map(|label| app.shelf.release(label));
+    let releases: Vec<_> = releases.filter(|release| person.sees(&release.policy.team)).collect();
+    let until = tokio::time::Instant::now() + DIFFERENCES_WAIT_MAX;
+    let mut states = Vec::new();
+    for baked in &view.claims.baked {
+        let state = BakedState {
+            bundle: baked.bundle.to_string(),
+            version: baked.version.to_string(),
+            destination: baked.destination.clone(),
+            wanted: None,
+            labels: Vec::new(),
+            files: None,
+            bytes: None,
+            unknown: None,
+        };
+        let mut wanted: BTreeMap<Digest, Vec<&Release>> = BTreeMap::new();
+        for release in &releases {
+            let pinned = release.policy.bundles.iter().find(|reference| reference.name == baked.bundle);
+            if let Some(version) = pinned.and_then(|reference| reference.version) {
+                wanted.entry(version).or_default().push(release);
+            }
+        }
+        if wanted.is_empty() {
+            states.push(state);
+            continue;
+        }
+        for (version, releases) in wanted {
+            let mut state = state.clone();
+            state.wanted = Some(version.to_string());
+            state.labels = releases.iter().map(|release| release.label.to_string()).collect();
+            match tokio::time::timeout_at(until, difference(app, baked, &releases)).await {
+                Ok(Ok((files, bytes))) => (state.files, state.bytes) = (Some(files), Some(bytes)),
+                Ok(Err(why)) => state.unknown = Some(why.into()),
+                Err(_) => state.unknown = Some("it takes a while to compare them; ask again".into()),
+            }
+            states.push(state);
+        }
+    }
+    states
+}
+
+/// The files that differ between what was baked and what some releases pin, and the bytes to be sent; or why that is not known.
+async fn difference(app: &App, baked: &Baked, releases: &[&Release]) -> Result<(u64, u64), &'static str> {
+    let ready = releases.iter().filter_map(|release| release.ready.as_ref().ok());
+    let Some(wanted) = ready.filter_map(|ready| ready.bundles.get(&baked.bundle)).next() else {
+        return Err("the release that wants it can not be made ready");
+    };
+    match app.shelf.difference(baked.version, wanted).await {
+        Ok(Some(found)) => Ok((found.files, found.bytes)),
+        Ok(None) => Err("the server does not have the version that was baked"),
+        Err(error) => {
+            tracing::error!(bundle = %baked.bundle, version = %baked.version, error = %Chain(&error), "two versions can not be compared");
+            Err("the version that was baked can not be read")
+        }
+    }
 }
 
 fn cause(person: &Person, what: &str, act: Act) -> Result<String, Fault> {

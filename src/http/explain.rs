@@ -116,6 +116,9 @@ fn next(name: &AgentName, view: &View, run: Option<&RunRow>) -> Vec<String> {
         AgentState::Registered if !view.session && view.claims.link == LinkKind::Ssh => {
             next.push("see whether the machine's sshd answers, lets the server's user in and has the host key that is expected".to_owned());
         }
+        AgentState::Registered if !view.session && view.claims.link == LinkKind::Poll => {
+            next.push("see whether muster-poll runs there, and what it says".to_owned());
+        }
         AgentState::Registered if !view.session => next.push("see whether muster-agent runs there, and what it logs".to_owned()),
         AgentState::Registered => next.push("`muster label apply -f FILE` gives one of its labels a release".to_owned()),
         AgentState::Provisioning => {}

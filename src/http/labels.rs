@@ -6,15 +6,18 @@ use std::sync::Arc;
 use axum::extract::State;
 use serde::Deserialize;
 
-use crate::api::{AgentState, Applied, Label, Page, Release, Rollback, Swap};
+use crate::api::{AgentState, Applied, ImageCost, Label, LabelDetail, Page, Release, Rollback, Swap};
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::problem::Fault;
 use crate::http::receive::{Asked, Json, Name, OptionalJson, Paging, page};
+use crate::journal::now_us;
+use crate::limits::BOOTS_KEPT;
 use crate::names::LabelName;
 use crate::policy::{LabelPolicy, ModuleRef};
 use crate::roster::Why;
 use crate::shelf::{Change, ShelfError};
+use crate::store::boots::ImageRow;
 use crate::store::labels::ReleaseRow;
 
 impl From<ReleaseRow> for Release {
@@ -27,6 +30,18 @@ impl From<ReleaseRow> for Release {
             how: row.how,
             policy: serde_json::from_str(&row.policy).unwrap_or_default(),
         }
+    }
+}
+
+impl From<ImageRow> for ImageCost {
+    fn from(row: ImageRow) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an average of counts, and a cast ends at the range's end"
+        )]
+        let bytes_per_boot = row.bytes_per_boot.round() as u64;
+        Self { image: row.image, boots: row.boots, bytes_per_boot, seconds_per_boot: row.sync_us_per_boot / 1e6, last_boot_us: row.last_us }
     }
 }
 
@@ -139,12 +154,17 @@ pub(crate) async fn list(State(app): State<App>, person: Person, Asked(asked): A
     Ok(axum::Json(Page { items, next }))
 }
 
-/// Shows a label with its release in force.
-#[utoipa::path(get, path = "/v1/labels/{label}", tag = "labels", params(("label" = String, Path)), responses((status = 200, body = Label)))]
-pub(crate) async fn show(State(app): State<App>, person: Person, Name(label): Name<LabelName>) -> Result<axum::Json<Label>, Fault> {
-    find(&app, &person, &label)?;
-    let counts = app.roster.count(|agent| agent.carries(&label));
-    Ok(axum::Json(shown(&app, &label, counts).await?))
+/// Shows a label with its release in force, and what the images of its agents cost.
+#[utoipa::path(
+    get, path = "/v1/labels/{label}", tag = "labels", params(("label" = String, Path)), responses((status = 200, body = LabelDetail))
+)]
+pub(crate) async fn show(State(app): State<App>, person: Person, Name(name): Name<LabelName>) -> Result<axum::Json<LabelDetail>, Fault> {
+    find(&app, &person, &name)?;
+    let counts = app.roster.count(|agent| agent.carries(&name));
+    let Label { label, team, release, agents } = shown(&app, &name, counts).await?;
+    let images_since_us = now_us().saturating_sub(i64::try_from(BOOTS_KEPT.as_micros()).unwrap_or(i64::MAX));
+    let images = app.store.boots_by_image(&name, images_since_us).await?.into_iter().map(ImageCost::from).collect();
+    Ok(axum::Json(LabelDetail { label, team, release, agents, images, images_since_us }))
 }
 
 /// Lists the releases of a label, newest first.

@@ -1,7 +1,8 @@
 //! The one URL of an agent: registering and polling.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 
 use crate::api::{Register, Registered, TokenKind};
 use crate::http::App;
@@ -14,7 +15,8 @@ use crate::telemetry::RegistrationOutcome;
 
 /// Registers an agent, or takes its poll.
 ///
-/// With a join token: admits the agent (201) and answers with its credential. With the agent's own credential: a poll (200).
+/// With a join token: admits the agent (201) and answers with its credential. With the agent's own credential: a poll (200). To
+/// `Accept: text/plain` it answers with lines of a word and a value: `credential`, `state`, `reason`, `poll_after_ms`.
 #[utoipa::path(
     post, path = "/v1/register", tag = "agents",
     params(("Idempotency-Key" = Option<String>, Header, description = "A secret of the machine; with the same one, a lost answer is given again")),
@@ -26,18 +28,32 @@ pub(crate) async fn register(
     caller: Caller,
     headers: HeaderMap,
     Json(claims): Json<Register>,
-) -> Result<(StatusCode, axum::Json<Registered>), Fault> {
+) -> Result<Response, Fault> {
+    let as_text = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/plain"));
+    let (status, registered) = registered(app, caller, headers, claims).await?;
+    if as_text { Ok((status, text(&registered)).into_response()) } else { Ok((status, axum::Json(registered)).into_response()) }
+}
+
+/// The answer for a shell.
+fn text(registered: &Registered) -> String {
+    let mut lines = vec![("state", registered.agent.state.as_str().to_owned()), ("poll_after_ms", registered.poll_after_ms.to_string())];
+    lines.extend(registered.credential.clone().map(|credential| ("credential", credential)));
+    lines.extend(registered.agent.reason.clone().map(|reason| ("reason", reason.replace(char::is_control, " "))));
+    lines.iter().map(|(word, value)| format!("{word} {value}\n")).collect()
+}
+
+async fn registered(app: App, caller: Caller, headers: HeaderMap, claims: Register) -> Result<(StatusCode, Registered), Fault> {
     match caller {
         Caller::Agent(agent) => {
             app.metrics.polls.inc();
             if let Some(registered) = app.roster.poll_unchanged(&agent, &claims) {
-                return Ok((StatusCode::OK, axum::Json(registered)));
+                return Ok((StatusCode::OK, registered));
             }
             to_its_end(async move {
                 let labels = async |token: String| {
                     Ok(app.store.token(&token).await?.filter(|row| row.revoked_us.is_none()).map(|row| row.labels).unwrap_or_default())
                 };
-                Ok((StatusCode::OK, axum::Json(app.roster.poll(&agent, claims, labels).await?)))
+                Ok((StatusCode::OK, app.roster.poll(&agent, claims, labels).await?))
             })
             .await
         }
@@ -45,7 +61,7 @@ pub(crate) async fn register(
             to_its_end(async move {
                 let admitted = admit(&app, &token, claims, &headers).await;
                 app.metrics.registered(if admitted.is_ok() { RegistrationOutcome::Admitted } else { RegistrationOutcome::Refused });
-                admitted.map(|registered| (StatusCode::CREATED, axum::Json(registered)))
+                admitted.map(|registered| (StatusCode::CREATED, registered))
             })
             .await
         }

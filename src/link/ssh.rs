@@ -5,8 +5,8 @@
 pub mod error;
 pub mod host;
 pub mod login;
-pub mod quote;
 pub mod remote;
+pub mod steps;
 pub mod transport;
 mod trust;
 mod wire;

@@ -170,7 +170,8 @@ fn change(applied: Applied, bytes_sent: u64) -> Change {
     }
 }
 
-fn not_applied(error: ApplyError) -> CallError {
+/// What a call answers when a manifest can not be applied.
+pub(crate) fn not_applied(error: ApplyError) -> CallError {
     let text = with_causes(&error);
     match error {
         ApplyError::Own(_) | ApplyError::TooMany { .. } => CallError::Denied(text),

@@ -18,6 +18,7 @@ use crate::roster::agent::Agent;
 use crate::roster::{Roster, Why};
 use crate::store::StoreError;
 use crate::store::agents::AgentRow;
+use crate::store::boots::Booted;
 use crate::store::tokens::TokenRow;
 
 /// The path at which a session is opened.
@@ -92,9 +93,8 @@ fn check(claims: &Register, dials: bool) -> Result<(), AdmissionError> {
         return wrong("baked", format!("at most {BAKED_MAX}, with destinations of at most {PATH_BYTES_MAX} bytes"));
     }
     match claims.link {
-        LinkKind::Session => return Ok(()),
+        LinkKind::Session | LinkKind::Poll => return Ok(()),
         LinkKind::Ssh => {}
-        LinkKind::Poll => return wrong("link", "this server does not serve the link `poll` yet; use `session` or `ssh`".into()),
     }
     if !dials {
         return Err(AdmissionError::NotDialled);
@@ -160,6 +160,7 @@ impl Roster {
             attempt: 0,
             releases: std::collections::BTreeMap::new(),
             instance: claims.instance.clone(),
+            booted: Booted::default(),
             registration_key_hash: key_hash,
             last_seen_us: now,
             registered_us: now,
@@ -327,11 +328,12 @@ impl Roster {
             Some("the agent program was started anew".into())
         })
         .await?;
-        agent.live().claims = claims;
-        self.dial(agent);
-        if restarted {
+        // The link is of the kind that it was opened as.
+        if restarted || claims.link != before.link {
             self.end_former_life(agent);
         }
+        agent.live().claims = claims;
+        self.dial(agent);
         self.wake(
             agent,
             match (restarted, relabelled) {

@@ -10,9 +10,27 @@ use crate::api::{AgentState, LinkKind, Register};
 use crate::journal::now_us;
 use crate::link::Link;
 use crate::link::frames::Launched;
+use crate::link::poll::Line;
+use crate::link::shell::Shell;
 use crate::names::{AgentName, LabelName, TeamName};
 use crate::roster::Why;
 use crate::store::agents::AgentRow;
+
+/// What an agent polls: its steps, as a queue, and the link that they are of.
+#[derive(Clone)]
+pub struct Polled {
+    /// The steps.
+    pub line: Arc<Line>,
+    /// The link.
+    pub shell: Shell,
+}
+
+impl Polled {
+    /// The link, as the roster holds one.
+    pub fn link(&self) -> Arc<dyn Link> {
+        Arc::new(self.shell.clone())
+    }
+}
 
 /// One living agent.
 pub struct Agent {
@@ -30,6 +48,8 @@ pub(super) struct Live {
     pub(super) row: AgentRow,
     pub(super) claims: Register,
     pub(super) link: Option<Arc<dyn Link>>,
+    /// What it polls, if that is its link.
+    polled: Option<Polled>,
     pub(super) launched: Option<Launched>,
     pub(super) ending: CancellationToken,
     pub(super) deferred: Option<Why>,
@@ -68,6 +88,7 @@ impl Agent {
                 row,
                 claims,
                 link: None,
+                polled: None,
                 launched: None,
                 ending: CancellationToken::new(),
                 deferred: None,
@@ -129,6 +150,18 @@ impl Agent {
     /// How it is reached.
     pub fn link_kind(&self) -> LinkKind {
         self.live().claims.link
+    }
+
+    /// What it polls, and whether that is new: the first time, or because the link before is closed.
+    pub fn polled(&self) -> (Polled, bool) {
+        let mut live = self.live();
+        if let Some(polled) = live.polled.as_ref().filter(|polled| !polled.shell.is_over()) {
+            return (polled.clone(), false);
+        }
+        let line = Arc::new(Line::default());
+        let polled = Polled { shell: Shell::new(&live.claims.root, Arc::new(Arc::clone(&line))), line };
+        live.polled = Some(polled.clone());
+        (polled, true)
     }
 
     /// Its open link.

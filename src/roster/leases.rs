@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::api::{AgentState, LinkKind};
 use crate::journal::now_us;
-use crate::limits::{LEASE_INTERVALS, POLL_JITTER_SHARE};
+use crate::limits::{LEASE_INTERVALS, POLL_JITTER_SHARE, STEP_POLL_MAX};
 use crate::roster::agent::Agent;
 use crate::roster::{Roster, Why};
 use crate::store::StoreError;
@@ -15,6 +16,11 @@ impl Roster {
     pub fn lease_us(&self) -> i64 {
         let lease = self.settings.poll.mul_f64(1.0 + POLL_JITTER_SHARE) * LEASE_INTERVALS;
         i64::try_from(lease.as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// How long a poll for steps is kept open: an agent is heard of when it asks, so no longer than it may be silent.
+    pub fn step_poll(&self) -> Duration {
+        self.settings.poll.min(STEP_POLL_MAX)
     }
 
     /// Marks agents lost whose lease is over, gives up those that were lost for too long, and wakes those whose pause is over. What could

@@ -17,7 +17,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bits::contents::Bundle;
 use crate::journal::{Answered, Asked, AskedCommand, Content, Entry, Level, Recorder, now_us};
@@ -130,6 +130,8 @@ pub struct Counts {
     pub bytes_sent: u64,
     /// Bytes of bundle content that the agent had already.
     pub bytes_saved: u64,
+    /// The time that pushes and mirrors took, those that failed included.
+    pub syncing: Duration,
 }
 
 /// The gate of one run.
@@ -351,7 +353,9 @@ impl Gate {
         let checked = self.destination(to);
         let destination = self.admit(asked, 0, checked).await?;
         let rules = SyncRules { mode, max_delete_percent: self.inputs.policy.max_delete.percent() };
+        let began = Instant::now();
         let result = self.inputs.link.sync(&destination, bundle, rules).await;
+        self.counts.syncing += began.elapsed();
         if let Ok(change) = &result {
             let counts = &mut self.counts;
             counts.bytes_sent = counts.bytes_sent.saturating_add(change.bytes_sent);

@@ -10,7 +10,8 @@ use sqlx::{Any, AnyConnection, AssertSqlSafe, Row};
 use crate::api::{AgentEvent, AgentState};
 use crate::limits::STORE_SEEN_BATCH_ROWS;
 use crate::names::{AgentName, LabelName, TeamName};
-use crate::store::columns::{is_taken, json, parsed, parsed_if_any, places, to_json, to_text, to_word, word};
+use crate::store::boots::Booted;
+use crate::store::columns::{is_taken, json, json_if_any, parsed, parsed_if_any, places, to_json, to_text, to_word, word};
 use crate::store::{PageAsked, Paged, Result, Store, StoreError};
 
 /// An agent.
@@ -46,6 +47,8 @@ pub struct AgentRow {
     pub releases: BTreeMap<LabelName, i64>,
     /// Which start of the agent program it is.
     pub instance: Option<String>,
+    /// Which labels succeeded since which start of the agent program.
+    pub booted: Booted,
     /// A hash of the key that lets the same machine repeat its first registration.
     pub registration_key_hash: Option<String>,
     /// When it was last heard of.
@@ -71,8 +74,8 @@ impl Store {
             add_event(&mut tx, old, agent.since_us, AgentState::Gone, reason).await?;
         }
         let sql = "INSERT INTO agents (id, name, credential_hash, token_id, team, claims, labels, state, reason, since_us, retry_at_us, \
-            attempt, releases, instance, registration_key_hash, last_seen_us, registered_us, drained) \
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
+            attempt, releases, instance, registration_key_hash, last_seen_us, registered_us, drained, booted) \
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
         match bound(sql, agent)?.execute(&mut *tx).await {
             Err(error) if is_taken(&error) => {
                 return Err(StoreError::Conflict(format!("there is an agent {} already", agent.name)));
@@ -168,7 +171,7 @@ impl Store {
 pub(super) async fn update(tx: &mut AnyConnection, agent: &AgentRow, cause: Option<&str>) -> Result<bool> {
     let sql = "UPDATE agents SET name = $2, credential_hash = $3, token_id = $4, team = $5, claims = $6, labels = $7, state = $8, \
         reason = $9, since_us = $10, retry_at_us = $11, attempt = $12, releases = $13, instance = $14, registration_key_hash = $15, \
-        last_seen_us = $16, registered_us = $17, drained = $18 WHERE id = $1 AND state <> 'gone'";
+        last_seen_us = $16, registered_us = $17, drained = $18, booted = $19 WHERE id = $1 AND state <> 'gone'";
     if bound(sql, agent)?.execute(&mut *tx).await?.rows_affected() == 0 {
         return Ok(false);
     }
@@ -206,7 +209,8 @@ fn bound<'q>(sql: &'static str, agent: &'q AgentRow) -> Result<Query<'q, Any, An
         .bind(&agent.registration_key_hash)
         .bind(agent.last_seen_us)
         .bind(agent.registered_us)
-        .bind(agent.drained.as_deref().map(to_text)))
+        .bind(agent.drained.as_deref().map(to_text))
+        .bind(to_json("booted", &agent.booted)?))
 }
 
 fn agent_row(row: &AnyRow) -> Result<AgentRow> {
@@ -226,6 +230,7 @@ fn agent_row(row: &AnyRow) -> Result<AgentRow> {
         attempt: row.try_get("attempt")?,
         releases: json(row, "releases")?,
         instance: row.try_get("instance")?,
+        booted: json_if_any(row, "booted")?.unwrap_or_default(),
         registration_key_hash: row.try_get("registration_key_hash")?,
         last_seen_us: row.try_get("last_seen_us")?,
         registered_us: row.try_get("registered_us")?,

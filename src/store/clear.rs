@@ -15,6 +15,10 @@ pub struct Kept {
     pub events_per_agent: u32,
     /// How long an agent that is gone is kept, with its runs.
     pub gone_us: i64,
+    /// How long a boot is kept.
+    pub boots_us: i64,
+    /// Boots of each label.
+    pub boots_per_label: u32,
 }
 
 /// What was cleared away.
@@ -28,6 +32,8 @@ pub struct Cleared {
     pub events: u64,
     /// Agents.
     pub agents: u64,
+    /// Boots.
+    pub boots: u64,
 }
 
 impl Store {
@@ -43,6 +49,7 @@ impl Store {
         self.clear_runs(kept.runs_per_agent, &mut cleared).await?;
         self.clear_old_records(now_us.saturating_sub(kept.records_us), &mut cleared).await?;
         self.clear_events(kept.events_per_agent, &mut cleared).await?;
+        self.clear_boots(now_us.saturating_sub(kept.boots_us), kept.boots_per_label, &mut cleared).await?;
         Ok(cleared)
     }
 
@@ -105,6 +112,25 @@ impl Store {
                 match query.execute(&self.write).await?.rows_affected() {
                     0 => break,
                     deleted => cleared.events += deleted,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn clear_boots(&self, before_us: i64, kept: u32, cleared: &mut Cleared) -> Result<()> {
+        let labels: Vec<String> = sqlx::query_scalar("SELECT DISTINCT label FROM boots").fetch_all(&self.read).await?;
+        for label in labels {
+            // The newest of those that are too many, if there are.
+            let sql = "SELECT at_us FROM boots WHERE label = $1 ORDER BY at_us DESC LIMIT 1 OFFSET $2";
+            let surplus: Option<i64> = sqlx::query_scalar(sql).bind(&label).bind(i64::from(kept)).fetch_optional(&self.read).await?;
+            let before_us = surplus.map_or(before_us, |at_us| before_us.max(at_us.saturating_add(1)));
+            let sql = "DELETE FROM boots WHERE label = $1 AND at_us < $2 \
+                AND run_id IN (SELECT run_id FROM boots WHERE label = $1 AND at_us < $2 LIMIT $3)";
+            loop {
+                match sqlx::query(sql).bind(&label).bind(before_us).bind(batch()).execute(&self.write).await?.rows_affected() {
+                    0 => break,
+                    deleted => cleared.boots += deleted,
                 }
             }
         }

@@ -32,6 +32,12 @@ pub(super) fn json<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<T>
     serde_json::from_str(row.try_get::<&str, _>(column)?).map_err(|error| corrupt(column, error))
 }
 
+/// A text that is JSON, or nothing.
+pub(super) fn json_if_any<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<Option<T>> {
+    let text = row.try_get::<Option<&str>, _>(column)?;
+    text.map(|text| serde_json::from_str(text).map_err(|error| corrupt(column, error))).transpose()
+}
+
 /// A text that is one of an enum's words.
 pub(super) fn word<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<T> {
     let text = row.try_get::<&str, _>(column)?;

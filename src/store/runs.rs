@@ -6,6 +6,7 @@ use sqlx::{AnyConnection, AssertSqlSafe, Row};
 use crate::limits::STORE_BATCH_ROWS;
 use crate::names::{AgentName, Digest, LabelName};
 use crate::store::agents::{self, AgentRow};
+use crate::store::boots::{self, Boot};
 use crate::store::columns::{is_orphan, is_taken, number, parsed, places, to_bigint, to_text};
 use crate::store::{PageAsked, Paged, Result, Store, StoreError};
 
@@ -57,6 +58,8 @@ pub struct RunEnd {
     pub bytes_sent: u64,
     /// Bytes of bundle content that the agent had already.
     pub bytes_saved: u64,
+    /// Set if it is the first run of its label that succeeded since the agent's program was started.
+    pub boot: Option<Boot>,
 }
 
 /// One line of a run's log.
@@ -124,7 +127,7 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// Ends a run in one transaction: its last records, its verdict, and its agent's new row with an event.
+    /// Ends a run in one transaction: its last records, its verdict, its boot if it is one, and its agent's new row with an event.
     ///
     /// An agent that is gone in the store stays as it is, and the run ends all the same.
     ///
@@ -157,6 +160,9 @@ impl Store {
             });
         }
         append(&mut tx, run_id, log, journal).await?;
+        if let Some(boot) = &end.boot {
+            boots::add(&mut tx, run_id, end, boot).await?;
+        }
         if let Some((agent, cause)) = agent {
             agents::update(&mut tx, agent, Some(cause)).await?;
         }

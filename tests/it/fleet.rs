@@ -24,7 +24,7 @@ while :; do sleep 60 & sleeper=$!; wait \"$sleeper\"; done
 const LARGE_BYTES: usize = 300_000;
 
 /// Pushes a version of the bundle `tools` with the program of the tools itself.
-fn push(house: &House, version: &str) {
+pub(crate) fn push(house: &House, version: &str) {
     let tree = house.data().join("tree");
     std::fs::create_dir_all(tree.join("bin")).unwrap();
     std::fs::write(tree.join("bin/ci-agent"), CI_AGENT).unwrap();
@@ -50,7 +50,7 @@ async fn upload(house: &House, name: &str, component: &'static [u8]) {
 }
 
 /// A policy under which the tools can do what they do.
-fn tools(module: &str, order: i32) -> Value {
+pub(crate) fn tools(module: &str, order: i32) -> Value {
     let grants = json!({"run": ["tools/bin/ci-agent"], "write": ["tools/**"]});
     json!({"team": TEAM, "order": order, "module": module, "bundles": ["tools"], "grants": grants})
 }
@@ -60,7 +60,7 @@ fn policy(module: &str) -> Value {
 }
 
 /// A house with both modules of the tools and a bundle.
-async fn house_with_tools() -> House {
+pub(crate) async fn house_with_tools() -> House {
     let house = House::start().await;
     upload(&house, "tools", TOOLS).await;
     upload(&house, "tools-verify", TOOLS_VERIFY).await;
@@ -68,7 +68,7 @@ async fn house_with_tools() -> House {
     house
 }
 
-fn is_ready_on(detail: &Value, release: i64) -> bool {
+pub(crate) fn is_ready_on(detail: &Value, release: i64) -> bool {
     detail["agent"]["state"] == "ready" && detail["agent"]["releases"]["linux"] == release
 }
 

@@ -4,13 +4,14 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Once;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use muster::bits::contents::read_spot;
 use muster::bits::pack::{Packer, write_end};
 use muster::bits::scan::scan;
 use muster::config::Config;
+use muster::link::Link;
 use muster::server::Server;
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName};
@@ -113,6 +114,11 @@ impl House {
         }
     }
 
+    /// The open link of an agent.
+    pub(crate) fn link(&self, name: &str) -> Option<Arc<dyn Link>> {
+        self.server.as_ref().unwrap().roster.by_name(&name.parse().unwrap())?.link()
+    }
+
     /// The admin.
     pub(crate) fn admin(&self) -> &Client {
         &self.admin
@@ -174,7 +180,9 @@ impl House {
         for (path, content) in files {
             let path = directory.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, content).unwrap();
+            std::fs::write(&path, content).unwrap();
+            // So that the same files are the same version, whenever they are written.
+            std::fs::File::options().append(true).open(path).unwrap().set_modified(UNIX_EPOCH).unwrap();
         }
         let opened = cap_std::fs::Dir::open_ambient_dir(directory.path(), cap_std::ambient_authority()).unwrap();
         let (manifest, spots) = scan(&opened, &mut |_| {}).unwrap();
@@ -233,6 +241,7 @@ impl House {
             token_file,
             root,
             log,
+            image: None,
             child: None,
             _directory: directory,
         };
@@ -375,6 +384,8 @@ pub(crate) struct AgentProcess {
     labels: Vec<String>,
     token_file: PathBuf,
     log: PathBuf,
+    /// What it says from its next start on that it was made from.
+    pub(crate) image: Option<String>,
     child: Option<Child>,
     _directory: TempDir,
 }
@@ -388,6 +399,9 @@ impl AgentProcess {
         command.arg("--token-file").arg(&self.token_file).arg("--root").arg(&self.root);
         for label in &self.labels {
             command.args(["--label", label]);
+        }
+        if let Some(image) = &self.image {
+            command.args(["--image", image]);
         }
         command.env_remove("MUSTER_SERVER").env_remove("MUSTER_LOG").env("NO_PROXY", "*");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);

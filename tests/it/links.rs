@@ -32,18 +32,20 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message as Wire;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::house::House;
+use crate::poll::{PollProcess, PollShell};
 use crate::ssh::sshd::Sshd;
 
 /// A machine at the other end of a link. What keeps it there is dropped with it.
 struct Far {
     link: Arc<dyn Link>,
-    root: TempDir,
+    root: PathBuf,
     _kept: Vec<Box<dyn Any + Send>>,
 }
 
 impl Far {
     fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
+        self.root.join(name)
     }
 
     async fn exec(&self, command: &Command) -> Result<Output, CallError> {
@@ -93,12 +95,14 @@ async fn session() -> Option<Far> {
             receiving.receive(message).await.unwrap();
         }
     });
+    let path = root.path().to_owned();
     let kept: Vec<Box<dyn Any + Send>> = vec![
+        Box::new(root),
         Box::new(AbortOnDropHandle::new(agent)),
         Box::new(AbortOnDropHandle::new(sending)),
         Box::new(AbortOnDropHandle::new(receiving)),
     ];
-    Some(Far { link: Arc::new(session), root, _kept: kept })
+    Some(Far { link: Arc::new(session), root: path, _kept: kept })
 }
 
 /// A muster-agent that a real sshd starts.
@@ -116,13 +120,48 @@ async fn ssh() -> Option<Far> {
         let _connection = connection;
         opened.drive(|| {}, said).await
     });
-    Some(Far { link, root, _kept: vec![Box::new(AbortOnDropHandle::new(driving)), Box::new(sshd)] })
+    Some(Far { link, root: root.path().to_owned(), _kept: vec![Box::new(AbortOnDropHandle::new(driving)), Box::new(sshd), Box::new(root)] })
+}
+
+/// A machine with sshd and a shell, and nothing of ours.
+async fn ssh_alone() -> Option<Far> {
+    let sshd = Sshd::start("")?;
+    let root = TempDir::new().unwrap();
+    let (connection, _) = connect(&sshd.settings(), &sshd.host(), Some(&sshd.key("host_ed25519")), None).await.unwrap();
+    let opened = remote::open(&connection, root.path().to_str().unwrap(), None).await.unwrap();
+    let link = Arc::clone(&opened.link);
+    let (said, _) = mpsc::channel(1);
+    let driving = tokio::spawn(async move {
+        let _connection = connection;
+        opened.drive(|| {}, said).await
+    });
+    Some(Far { link, root: root.path().to_owned(), _kept: vec![Box::new(AbortOnDropHandle::new(driving)), Box::new(sshd), Box::new(root)] })
+}
+
+/// A machine with curl and a shell, that polls.
+async fn polling(shell: PollShell) -> Option<Far> {
+    let house = House::plan().poll(Duration::from_secs(600)).start().await;
+    let process = PollProcess::start(&house, "far", shell).await?;
+    house.until_agent("far", |detail| detail["agent"]["session"] == true).await;
+    let (link, root) = (house.link("far").unwrap(), process.root.clone());
+    Some(Far { link, root, _kept: vec![Box::new(process), Box::new(house)] })
+}
+
+async fn poll_dash() -> Option<Far> {
+    polling(PollShell::Dash).await
+}
+
+async fn poll_busybox() -> Option<Far> {
+    polling(PollShell::Busybox).await
 }
 
 macro_rules! over_each_link {
     ($($check:ident),* $(,)?) => {
+        over_each_link!(@ poll_dash: $($check),*);
+        over_each_link!(@ poll_busybox: $($check),*);
         over_each_link!(@ session: $($check),*);
         over_each_link!(@ ssh: $($check),*);
+        over_each_link!(@ ssh_alone: $($check),*);
     };
     (@ $link:ident: $($check:ident),*) => {
         mod $link {
@@ -169,7 +208,7 @@ async fn a_command_runs_as_it_was_asked_for(far: &Far) {
     fs::create_dir(far.path("in")).unwrap();
     let output = far.exec(&command).await.unwrap();
     assert_eq!(output.status, 3);
-    let real = far.root.path().canonicalize().unwrap();
+    let real = far.root.canonicalize().unwrap();
     assert_eq!(output.stdout, [command.stdin.as_slice(), format!("{}/in\n", real.display()).as_bytes()].concat());
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "a b|'; exit 9; '||one\ntwo $(x) 'q'|");
     assert_eq!(far.exec(&sh("kill -9 $$")).await.unwrap().status, 137);

@@ -35,6 +35,11 @@ use Who::{Admin, Anyone, Joining, Person};
 const ROUTES: &[(&str, &str, Who, Takes)] = &[
     ("post", "/v1/register", Joining, Json),
     ("get", "/v1/session", Who::Agent, Nothing),
+    ("get", "/v1/poll", Who::Agent, Nothing),
+    ("get", "/v1/poll/{step}/input", Who::Agent, Nothing),
+    ("put", "/v1/poll/{step}/out", Who::Agent, Nothing),
+    ("put", "/v1/poll/{step}/err", Who::Agent, Nothing),
+    ("post", "/v1/poll/{step}/done", Who::Agent, Nothing),
     ("post", "/v1/modules", Person, Upload),
     ("get", "/v1/modules", Person, Nothing),
     ("get", "/v1/modules/{name}", Person, Nothing),
@@ -94,7 +99,9 @@ async fn full() -> Full {
     house.upload("ok").await;
     house.push_bundle(&[("bin/tool", b"one")]).await;
     house.apply("linux", json!({"team": TEAM, "module": "ok"})).await;
-    let agent = house.register("web-1", &["linux"]).await;
+    let mut agent = house.register("web-1", &["linux"]).await;
+    agent.claims["link"] = "poll".into();
+    agent.poll().await.expect(200);
     let joining = house.client(Some(&house.join_token(&["linux"]).await));
     let team = house.team(TEAM).await;
     Full { house, agent, joining, team }
@@ -130,7 +137,7 @@ fn method(text: &str) -> Method {
 
 /// A route's path with what is there, or at least could be, in its places.
 fn filled(path: &str) -> String {
-    let path = path.replace("{label}", "linux").replace("{id}", &"0".repeat(32));
+    let path = path.replace("{label}", "linux").replace("{id}", &"0".repeat(32)).replace("{step}", "7");
     let path = path.replace("{digest}", &"ab".repeat(32)).replace("{version}", &"ab".repeat(32));
     let name = match path.split('/').nth(2) {
         Some("modules") => "ok",
@@ -145,6 +152,7 @@ fn asked(method: &str, path: &str) -> String {
     match (method, path) {
         ("post", "/v1/modules") => format!("{path}?name=bad&team={TEAM}"),
         ("put", "/v1/bundles/{name}") => format!("{}?team={TEAM}", filled(path)),
+        ("post", "/v1/poll/{step}/done") => format!("{}?status=0", filled(path)),
         _ => filled(path),
     }
 }
@@ -365,7 +373,8 @@ async fn what_is_not_there_is_not_found() {
     for (verb, path, who, takes) in
         ROUTES.iter().filter(|(verb, path, _, takes)| path.contains('{') && (*verb != "put" || *takes == Nothing))
     {
-        let url = filled(path).replace("/ok", "/none").replace("/tools", "/none").replace("/linux", "/none").replace("/web-1", "/none");
+        let url =
+            asked(verb, path).replace("/ok", "/none").replace("/tools", "/none").replace("/linux", "/none").replace("/web-1", "/none");
         let body = match takes {
             Json => json!({"module": "ok"}).to_string(),
             _ => String::new(),

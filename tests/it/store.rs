@@ -10,10 +10,11 @@ use muster::api::{AgentState, TokenKind};
 use muster::bits::contents::{Bundle, Packing};
 use muster::bits::manifest::{Entry, Kind, Manifest};
 use muster::bits::pack::Packer;
-use muster::limits::SECRET_BYTES_MAX;
+use muster::limits::{BOOT_IMAGES_SHOWN_MAX, SECRET_BYTES_MAX};
 use muster::names::Digest;
 use muster::store::agents::AgentRow;
 use muster::store::blobs::{BlobError, Blobs};
+use muster::store::boots::{Boot, Booted, ImageRow};
 use muster::store::bundles::BundleRow;
 use muster::store::clear::{Cleared, Kept};
 use muster::store::labels::NewRelease;
@@ -66,6 +67,8 @@ on_each_database!(
     runs_are_listed_by_agent_label_and_team,
     a_nul_does_not_keep_a_run_from_ending,
     what_is_beyond_the_limits_is_cleared,
+    boots_are_summed_up_by_image_and_the_costliest_is_first,
+    boots_that_are_old_or_too_many_are_cleared,
     a_version_that_is_there_is_opened_again,
 );
 
@@ -90,6 +93,7 @@ fn agent(id: &str, name: &str) -> AgentRow {
         attempt: 0,
         releases: BTreeMap::from([("linux".parse().unwrap(), 3)]),
         instance: Some("first".into()),
+        booted: Booted { instance: Some("first".into()), labels: BTreeSet::from(["linux".parse().unwrap()]) },
         registration_key_hash: None,
         last_seen_us: 10,
         registered_us: 10,
@@ -164,8 +168,10 @@ fn run(id: &str, agent: &AgentRow, label: &str) -> RunRow {
 }
 
 fn end(ended_us: i64) -> RunEnd {
-    RunEnd { verdict: "provisioned".into(), reason: Some("done".into()), ended_us, calls: 4, bytes_sent: 5, bytes_saved: 6 }
+    RunEnd { verdict: "provisioned".into(), reason: Some("done".into()), ended_us, calls: 4, bytes_sent: 5, bytes_saved: 6, boot: None }
 }
+
+const KEPT: Kept = Kept { runs_per_agent: 9, records_us: 5000, events_per_agent: 99, gone_us: 5000, boots_us: 5000, boots_per_label: 9 };
 
 fn log(seqs: std::ops::Range<i64>) -> Vec<LogRow> {
     seqs.map(|seq| LogRow { seq, at_us: 100 + seq, level: "info".into(), text: format!("line {seq}") }).collect()
@@ -493,7 +499,7 @@ async fn a_nul_does_not_keep_a_run_from_ending(url: &str) {
 
 async fn what_is_beyond_the_limits_is_cleared(url: &str) {
     let store = Store::open(url).await.unwrap();
-    let kept = Kept { runs_per_agent: 2, records_us: 1000, events_per_agent: 3, gone_us: 5000 };
+    let kept = Kept { runs_per_agent: 2, records_us: 1000, events_per_agent: 3, gone_us: 5000, ..KEPT };
     let (living, gone) = (agent("a1", "living"), agent("a2", "gone"));
     for owner in [&living, &gone] {
         store.insert_agent(owner, "first", None).await.unwrap();
@@ -517,13 +523,10 @@ async fn what_is_beyond_the_limits_is_cleared(url: &str) {
         store.update_agent(&living, Some(&format!("cause {at}"))).await.unwrap();
     }
     store.update_agent(&AgentRow { state: AgentState::Gone, since_us: 4999, ..gone.clone() }, Some("reaped")).await.unwrap();
-    assert_eq!(
-        store.clear(5000, &Kept { runs_per_agent: 9, records_us: 5000, events_per_agent: 99, gone_us: 5000 }).await.unwrap(),
-        Cleared::default()
-    );
+    assert_eq!(store.clear(5000, &KEPT).await.unwrap(), Cleared::default());
 
     let cleared = store.clear(10_000, &kept).await.unwrap();
-    assert_eq!(cleared, Cleared { runs: 3, records: 4 * 602, events: 4, agents: 1 });
+    assert_eq!(cleared, Cleared { runs: 3, records: 4 * 602, events: 4, agents: 1, boots: 0 });
     let runs = store.runs(&RunFilter::default(), &page(10)).await.unwrap().items;
     assert_eq!(runs.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), ["r3", "r2", "r0"]);
     assert!(store.run_log("r2", 0, 10).await.unwrap().is_empty(), "ended longer ago than records are kept");
@@ -535,6 +538,68 @@ async fn what_is_beyond_the_limits_is_cleared(url: &str) {
     assert_eq!(store.clear(10_000, &kept).await.unwrap(), Cleared::default());
     store.update_agent(&living, Some("cause 3")).await.unwrap();
     assert_eq!(store.agent_events("a1", 1).await.unwrap()[0].cause, "cause 3");
+}
+
+/// Has an agent boot from an image: a run of a label that ends at a time, was sent so many bytes and took half as many microseconds.
+async fn boot(store: &Store, owner: &AgentRow, label: &str, image: Option<&str>, at_us: i64, bytes_sent: u64) {
+    let id = Digest::of(format!("{label}-{at_us}-{image:?}").as_bytes()).to_string();
+    store.begin_run(&run(&id, owner, label)).await.unwrap();
+    let boot = Boot { label: label.parse().unwrap(), image: image.map(Into::into), sync_us: bytes_sent / 2 };
+    store.end_run(&id, &RunEnd { bytes_sent, boot: Some(boot), ..end(at_us) }, &[], &[], None).await.unwrap();
+}
+
+async fn boots_are_summed_up_by_image_and_the_costliest_is_first(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let (linux, mac) = ("linux".parse().unwrap(), "mac".parse().unwrap());
+    assert_eq!(store.boots_by_image(&linux, 0).await.unwrap(), []);
+    let owner = agent("a1", "builder");
+    store.insert_agent(&owner, "first", None).await.unwrap();
+    boot(&store, &owner, "linux", Some("old"), 99, 1 << 50).await;
+    boot(&store, &owner, "linux", Some("old"), 100, 30).await;
+    boot(&store, &owner, "linux", Some("new"), 100, 0).await;
+    boot(&store, &owner, "linux", Some("old"), 103, 41).await;
+    boot(&store, &owner, "linux", None, 102, 70).await;
+    boot(&store, &owner, "mac", Some("odd\0"), 101, u64::MAX).await;
+    boot(&store, &owner, "mac", Some("odd\0"), 102, u64::MAX).await;
+    // A run that is no boot does not count.
+    store.begin_run(&run("r1", &owner, "linux")).await.unwrap();
+    store.end_run("r1", &end(104), &[], &[], None).await.unwrap();
+    let store = reopened(store, url).await;
+    let row = |image: Option<&str>, boots, bytes_per_boot, sync_us_per_boot, last_us| ImageRow {
+        image: image.map(Into::into),
+        boots,
+        bytes_per_boot,
+        sync_us_per_boot,
+        last_us,
+    };
+    let expected = [row(Some("old"), 2, 35.5, 17.5, 103), row(None, 1, 70.0, 35.0, 102), row(Some("new"), 1, 0.0, 0.0, 100)];
+    assert_eq!(store.boots_by_image(&linux, 100).await.unwrap(), expected);
+    let of_mac = store.boots_by_image(&mac, 0).await.unwrap();
+    assert_eq!((of_mac.len(), of_mac[0].boots, of_mac[0].image.as_deref()), (1, 2, Some("odd\u{fffd}")));
+    for at in 0..i64::from(BOOT_IMAGES_SHOWN_MAX) {
+        boot(&store, &owner, "linux", Some(&format!("ami-{at}")), 200 + at, 1).await;
+    }
+    assert_eq!(store.boots_by_image(&linux, 100).await.unwrap().len(), BOOT_IMAGES_SHOWN_MAX as usize);
+}
+
+async fn boots_that_are_old_or_too_many_are_cleared(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let owner = agent("a1", "builder");
+    store.insert_agent(&owner, "first", None).await.unwrap();
+    for at in 0..6 {
+        boot(&store, &owner, "linux", Some("ami-1"), 9000 + at, 1).await;
+    }
+    for at in [4999, 5000] {
+        boot(&store, &owner, "mac", Some("ami-1"), at, 1).await;
+    }
+    let kept = Kept { runs_per_agent: 1, records_us: i64::MAX, boots_us: 5000, boots_per_label: 4, ..KEPT };
+    let cleared = store.clear(10_000, &kept).await.unwrap();
+    assert_eq!((cleared.runs, cleared.boots), (7, 3), "a boot outlives its run");
+    for (label, boots, last_us) in [("linux", 4, 9005), ("mac", 1, 5000)] {
+        let images = store.boots_by_image(&label.parse().unwrap(), 0).await.unwrap();
+        assert_eq!((images.len(), images[0].boots, images[0].last_us), (1, boots, last_us), "{label}");
+    }
+    assert_eq!(store.clear(10_000, &kept).await.unwrap(), Cleared::default());
 }
 
 async fn a_version_that_is_there_is_opened_again(url: &str) {

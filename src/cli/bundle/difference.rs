@@ -1,10 +1,8 @@
 //! What differs between two manifests.
 
-use std::cmp::Ordering;
-use std::collections::HashSet;
-
 use serde::Serialize;
 
+use crate::bits::difference::{bytes_new, differing};
 use crate::bits::manifest::{Entry, Kind, Manifest};
 use crate::cli::output::Output;
 
@@ -92,27 +90,17 @@ fn shape(entry: &Entry) -> Shape {
     Shape { kind, mode: format!("{:03o}", entry.mode), size }
 }
 
-/// What differs. The entries of a manifest are in order, so that one walk over both is enough.
+/// What differs.
 pub(crate) fn between(before: &Manifest, after: &Manifest) -> Difference {
-    let mut changes = Vec::new();
-    let (mut one, mut other) = (before.entries().iter().peekable(), after.entries().iter().peekable());
-    loop {
-        let order = match (one.peek(), other.peek()) {
-            (None, None) => break,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(one), Some(other)) => one.path.cmp(&other.path),
-        };
-        let was = if order.is_le() { one.next() } else { None };
-        let is = if order.is_ge() { other.next() } else { None };
-        if was != is {
-            changes.extend(Change::new(was, is));
-        }
-    }
+    let changes: Vec<Change> = differing(before, after).filter_map(|(was, is)| Change::new(was, is)).collect();
     let count = |mark: Mark| changes.iter().filter(|change| change.mark == mark).fold(0, |count: u64, _| count + 1);
-    let known: HashSet<_> = before.contents().iter().collect();
-    let bytes_new = after.contents().iter().filter(|content| !known.contains(content)).map(|(_, size)| size).sum();
-    Difference { added: count(Mark::Added), removed: count(Mark::Removed), changed: count(Mark::Changed), bytes_new, changes }
+    Difference {
+        added: count(Mark::Added),
+        removed: count(Mark::Removed),
+        changed: count(Mark::Changed),
+        bytes_new: bytes_new(before, after),
+        changes,
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! An agent's session over ssh: the `muster-agent` of the machine, started through sshd.
+//! An agent's link over ssh: a session with the `muster-agent` of the machine, started through sshd, or steps for its shell.
 //!
-//! One is looked for that is of this program's version. If there is none and it is allowed, this server's own is placed below the agent's
-//! root. What is run through the remote shell is fixed text; what an agent named goes to it as quoted arguments.
+//! An agent is looked for that is of this program's version. If there is none and it is allowed, this server's own is placed below the
+//! agent's root. If that may not be, or the machine is of another kind, the machine's own shell does it. What is run through the remote
+//! shell is fixed text; what an agent named goes to it as quoted arguments.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,13 +15,16 @@ use tokio::time::Instant;
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
 use super::error::SshError;
-use super::quote::{NulError, command};
+use super::steps::OverSsh;
 use super::transport::{Connection, Event as Remote, Exec, ExecInput, ExecOutput};
 use crate::limits::{PIECE_BYTES, PROBE_BYTES_MAX, PROBE_MAX, SESSION_PING_INTERVAL, SESSION_SILENCE_MAX};
 use crate::link::Link;
 use crate::link::frames::{Launched, Message};
+use crate::link::quote::{NulError, command};
 use crate::link::session::{Event, Session, greeting};
+use crate::link::shell::Shell;
 use crate::link::stream::Messages;
+use crate::machine::CallError;
 use crate::names::Digest;
 
 /// How long the other side has to hear the last words of a session.
@@ -31,6 +35,9 @@ const OUTGOING_WAITING: usize = 4;
 const PROBE: &str = r#"
 for program in "$1/.muster/bin/muster-agent" "$(command -v muster-agent 2>/dev/null)"; do
     [ -n "$program" ] && [ -x "$program" ] && printf 'agent %s %s\n' "$("$program" --version 2>/dev/null | tr ' ' _)" "$program"
+done
+for launched in "$1"/.muster/launch/*; do
+    [ -d "$launched" ] && echo launched
 done
 printf 'machine %s\n' "$(uname -sm)"
 "#;
@@ -59,20 +66,15 @@ pub enum RemoteError {
     /// The agent's root can not be named in a command.
     #[error("the agent's root")]
     Root(#[from] NulError),
-    /// There is no agent of this version, and none may be placed.
-    #[error("there is no muster-agent {} on the machine; install it there, or let the label's policy place it: `place_agent = true`", env!("CARGO_PKG_VERSION"))]
-    NoAgent,
-    /// The machine is another than the program is for.
-    #[error("the machine is `{machine}`, and this server's muster-agent is for `{own}`")]
-    Machine {
-        /// What it is.
-        machine: String,
-        /// What the program is for.
-        own: String,
-    },
     /// The program to be placed can not be read.
     #[error("this server's muster-agent can not be read")]
     Program(#[source] std::io::Error),
+    /// There is an agent of another version, and none may be placed.
+    #[error("the machine has `{found}`, and this server is of version {}; install that there, or let the label's policy place it: `place_agent = true`", env!("CARGO_PKG_VERSION"))]
+    Version {
+        /// What it says of itself.
+        found: String,
+    },
     /// A command there failed.
     #[error("{what} failed with status {status}: {said}")]
     Failed {
@@ -86,6 +88,9 @@ pub enum RemoteError {
     /// The agent did not begin as it should.
     #[error("the agent of the machine: {0}")]
     Greeting(String),
+    /// The machine has no agent, and its shell can not stand in for one.
+    #[error("there is no muster-agent {} on the machine, and its shell can not do without; install it there, or let the label's policy place it: `place_agent = true`", env!("CARGO_PKG_VERSION"))]
+    Shell(#[source] CallError),
 }
 
 impl From<SshError> for RemoteError {
@@ -94,7 +99,7 @@ impl From<SshError> for RemoteError {
     }
 }
 
-/// A session that is open, and what keeps it so.
+/// A link that is open, and what keeps it so.
 pub struct Opened {
     /// The link.
     pub link: Arc<dyn Link>,
@@ -103,17 +108,15 @@ pub struct Opened {
     drive: Drive,
 }
 
-struct Drive {
-    session: Session,
-    reader: Reader,
-    input: ExecInput,
-    queue: mpsc::Receiver<Message>,
+enum Drive {
+    Session { session: Session, reader: Reader, input: ExecInput, queue: mpsc::Receiver<Message> },
+    Shell { shell: Shell, connection: Connection },
 }
 
-/// Opens a session with the agent of a root. `place` is this server's `muster-agent`, if it may be placed there.
+/// Opens a link with the agent of a root. `place` is this server's `muster-agent`, if it may be placed there.
 ///
 /// # Errors
-/// When there is no agent to be had, or it does not begin as it should.
+/// When there is neither an agent to be had nor a shell that can stand in for it, or it does not begin as it should.
 pub async fn open(connection: &Connection, root: &str, place: Option<&Path>) -> Result<Opened, RemoteError> {
     let probed = ask(connection, "looking for muster-agent", &["sh", "-c", PROBE, "sh", root], Bytes::new()).await?;
     let own = format!("muster-agent_{} ", env!("CARGO_PKG_VERSION"));
@@ -122,20 +125,43 @@ pub async fn open(connection: &Connection, root: &str, place: Option<&Path>) -> 
         Some(program) => program.to_owned(),
         None => {
             let machine = probed.lines().find_map(|line| line.strip_prefix("machine ")).unwrap_or("unknown");
-            put(connection, root, machine, place.ok_or(RemoteError::NoAgent)?).await?;
+            let place = place.filter(|_| machine == own_machine());
+            let other = probed.lines().find_map(|line| line.strip_prefix("agent ")).and_then(|line| line.split(' ').next());
+            match (place, other) {
+                (Some(program), _) => put(connection, root, program).await?,
+                // It may run there, and keep running what was launched.
+                (None, Some(found)) => {
+                    let found = found.chars().take(100).collect::<String>().escape_default().to_string();
+                    return Err(RemoteError::Version { found });
+                }
+                (None, None) => return over_shell(connection, root).await,
+            }
             format!("{root}/.muster/bin/muster-agent")
         }
     };
+    if probed.lines().any(|line| line == "launched") {
+        // By the machine's shell, before there was an agent.
+        Shell::new(root, Arc::new(OverSsh(connection.clone()))).stop().await.map_err(RemoteError::Shell)?;
+    }
     let exec = connection.exec(&format!("exec {}", command(&[&program, "link", "--root", root])?)).await?;
     greet(exec).await
 }
 
-async fn put(connection: &Connection, root: &str, machine: &str, program: &Path) -> Result<(), RemoteError> {
+/// What kind of machine this one is, as `uname -sm` says it.
+fn own_machine() -> String {
     let own = rustix::system::uname();
-    let own = format!("{} {}", own.sysname().to_string_lossy(), own.machine().to_string_lossy());
-    if machine != own {
-        return Err(RemoteError::Machine { machine: machine.to_owned(), own });
-    }
+    format!("{} {}", own.sysname().to_string_lossy(), own.machine().to_string_lossy())
+}
+
+/// Opens a link that needs nothing but the machine's shell and the programs that go with it.
+async fn over_shell(connection: &Connection, root: &str) -> Result<Opened, RemoteError> {
+    let shell = Shell::new(root, Arc::new(OverSsh(connection.clone())));
+    shell.begin().await.map_err(RemoteError::Shell)?;
+    let launched = shell.launched().await.map_err(RemoteError::Shell)?;
+    Ok(Opened { link: Arc::new(shell.clone()), launched, drive: Drive::Shell { shell, connection: connection.clone() } })
+}
+
+async fn put(connection: &Connection, root: &str, program: &Path) -> Result<(), RemoteError> {
     let mut bytes = Vec::new();
     let mut file = tokio::fs::File::open(program).await.map_err(RemoteError::Program)?;
     file.read_to_end(&mut bytes).await.map_err(RemoteError::Program)?;
@@ -203,14 +229,24 @@ async fn greet(exec: Exec) -> Result<Opened, RemoteError> {
     let launched = greeting(&text).map_err(RemoteError::Greeting)?;
     let (outgoing, queue) = mpsc::channel(OUTGOING_WAITING);
     let session = Session::new(outgoing);
-    Ok(Opened { link: Arc::new(session.clone()), launched, drive: Drive { session, reader, input, queue } })
+    Ok(Opened { link: Arc::new(session.clone()), launched, drive: Drive::Session { session, reader, input, queue } })
 }
 
 impl Opened {
-    /// Keeps the session open until one side ends it, and answers why it ended. `said` is given what the agent says of its own accord;
+    /// Keeps the link open until one side ends it, and answers why it ended. `said` is given what the agent says of its own accord;
     /// `heard` is called when anything comes.
     pub async fn drive(self, heard: impl Fn(), said: mpsc::Sender<Event>) -> String {
-        let Drive { session, mut reader, mut input, mut queue } = self.drive;
+        let (session, mut reader, mut input, mut queue) = match self.drive {
+            Drive::Session { session, reader, input, queue } => (session, reader, input, queue),
+            Drive::Shell { shell, connection } => {
+                let reason = tokio::select! {
+                    reason = shell.watch(heard, said) => reason,
+                    ending = connection.closed() => format!("the connection ended: {ending}"),
+                };
+                shell.close(&reason);
+                return reason;
+            }
+        };
         let reading = async {
             loop {
                 let message = match tokio::time::timeout(SESSION_SILENCE_MAX, reader.next()).await {

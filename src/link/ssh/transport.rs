@@ -152,7 +152,7 @@ impl Connection {
         &self.inner.shared.host
     }
 
-    /// Starts a command: the user's login shell on the host reads it, so its words are quoted with [`quote`](super::quote::quote).
+    /// Starts a command: the user's login shell on the host reads it, so its words are quoted with [`quote`](crate::link::quote::quote).
     ///
     /// A call that is dropped leaves no session behind. sshd counts a session until it has seen its command end, so one that is full may
     /// have room a moment after a command has ended. russh keeps some 3 KiB for each command that is dropped before it has ended, and some

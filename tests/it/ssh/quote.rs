@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::Command;
 
-use muster::link::ssh::quote::quote;
+use muster::link::quote::quote;
 
 use super::sshd::program;
 

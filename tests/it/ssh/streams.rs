@@ -5,10 +5,10 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use muster::link::quote::command;
 use muster::link::ssh::error::{Ending, SshError};
 use muster::link::ssh::host::Host;
 use muster::link::ssh::login::Settings;
-use muster::link::ssh::quote::command;
 use muster::link::ssh::transport::{Connection, Event, Exec, ExecInput, ExecOutput, connect};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
