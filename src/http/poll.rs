@@ -38,6 +38,12 @@ pub(crate) struct Ended {
     status: i32,
 }
 
+/// The script for machines that have `sh` and `curl`.
+#[utoipa::path(get, path = "/muster-poll", tag = "agents", responses((status = 200, body = String, content_type = "text/x-shellscript")))]
+pub(crate) async fn script() -> Response {
+    ([(header::CONTENT_TYPE, "text/x-shellscript; charset=utf-8")], include_str!("../../scripts/muster-poll")).into_response()
+}
+
 /// What the agent that calls polls.
 pub(crate) struct Own(Polled);
 

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use muster::names::Digest;
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::house::{House, TEAM, eventually};
+use crate::house::{House, TEAM, claims, eventually};
 use crate::ssh::sshd::program;
 
 /// Which shell a machine has, and which programs.
@@ -165,4 +167,68 @@ async fn a_machine_with_dash_and_curl_is_provisioned_and_keeps_what_was_launched
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_with_busybox_and_curl_is_provisioned_and_keeps_what_was_launched_while_the_server_is_away() {
     from_registration_to_the_end(PollShell::Busybox).await;
+}
+
+/// The text of a file between two lines that say so.
+fn shared(path: &str, with: &str) -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let (_, rest) = text.split_once(&format!("# --- shared with {with}: begin ---\n")).unwrap();
+    rest.split_once(&format!("# --- shared with {with}: end ---\n")).unwrap().0.trim().to_owned()
+}
+
+#[test]
+fn what_the_script_and_the_steps_both_need_is_one_text() {
+    let steps = shared("src/link/shell/steps.sh", "muster-poll");
+    assert!(steps.len() > 1000);
+    assert_eq!(steps, shared("scripts/muster-poll", "steps.sh"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_polls_is_answered_in_lines_and_has_its_own_steps_alone() {
+    let house = House::plan().poll(Duration::from_secs(600)).start().await;
+    let token = house.join_token(&["linux"]).await;
+    let mut mine = claims("web-1", &["linux"]);
+    mine["link"] = "poll".into();
+    let headers = [("accept", "text/plain"), ("content-type", "application/json")];
+    let admitted = house.client(Some(&token)).send(Method::POST, "/v1/register", &headers, mine.to_string()).await;
+    assert_eq!(admitted.status, 201);
+    let text = admitted.text;
+    let value = |word: &str| text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')).unwrap().to_owned();
+    assert_eq!((value("state"), value("reason")), ("registered".into(), "it registered".into()));
+    assert!(value("poll_after_ms").parse::<u64>().unwrap() > 100_000);
+    let machine = house.client(Some(&value("credential")));
+    // The first poll opens the line, on which the first step waits.
+    let poll = async |steps: &str| machine.send(Method::GET, "/v1/poll", &[("muster-steps", steps)], "").await;
+    let handed = poll("none").await;
+    assert_eq!(handed.status, 200);
+    let step = handed.headers["muster-step"].to_str().unwrap().to_owned();
+    assert_eq!(handed.headers["muster-sha256"].to_str().unwrap(), Digest::of(handed.text.as_bytes()).to_string());
+    assert_eq!((&handed.headers["muster-input"], &handed.headers["muster-out-max"]), (&"0".parse().unwrap(), &"65536".parse().unwrap()));
+    assert_eq!(poll("none").await.headers["muster-step"].to_str().unwrap(), step, "its answer was lost");
+    for odd in ["x", "1;2", "-1", "99999999999999999999999"] {
+        assert_eq!(poll(odd).await.problem(400)["code"], "steps");
+    }
+    machine.get(&format!("/v1/poll/{step}/input")).await.problem(404);
+    let put = async |what: &str, bytes: usize| machine.send(Method::PUT, &format!("/v1/poll/{step}/{what}"), &[], vec![b'x'; bytes]).await;
+    put("out", 65537).await.problem(413);
+    put("err", 65537).await.problem(413);
+    assert_eq!((put("out", 0).await.status, put("err", 65536).await.status), (204, 204));
+    // Another agent, also one that polls, has nothing to do with it.
+    let other = house.register("web-2", &["linux"]).await;
+    assert_eq!(other.client.get("/v1/poll").await.problem(409)["code"], "link");
+    mine["name"] = "web-3".into();
+    let third = house.client(Some(&token)).post("/v1/register", mine).await.expect(201);
+    let third = house.client(third["credential"].as_str());
+    for stranger in [&other.client, &third] {
+        let taken = stranger.post(&format!("/v1/poll/{step}/done?status=0"), json!({})).await;
+        assert!([404, 409].contains(&taken.status), "{}", taken.status);
+    }
+    for odd in ["", "?status=", "?status=x", "?status=1&status=2", "?status=99999999999"] {
+        machine.post(&format!("/v1/poll/{step}/done{odd}"), json!({})).await.problem(400);
+    }
+    assert_eq!(machine.post(&format!("/v1/poll/{step}/done?status=48"), json!({})).await.status, 204);
+    machine.post(&format!("/v1/poll/{step}/done?status=48"), json!({})).await.problem(404);
+    // A machine that can not do its first step is not provisioned, and a person sees why.
+    let told = house.until_agent("web-1", |detail| detail["agent"]["reason"].as_str().unwrap().contains("by steps")).await;
+    assert_eq!(told["agent"]["session"], false, "{told}");
 }

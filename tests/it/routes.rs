@@ -72,6 +72,7 @@ const ROUTES: &[(&str, &str, Who, Takes)] = &[
     ("post", "/v1/tokens", Admin, Json),
     ("get", "/v1/tokens", Admin, Nothing),
     ("delete", "/v1/tokens/{id}", Admin, Nothing),
+    ("get", "/muster-poll", Anyone, Nothing),
     ("get", "/healthz", Anyone, Nothing),
     ("get", "/readyz", Anyone, Nothing),
     ("get", "/metrics", Anyone, Nothing),
