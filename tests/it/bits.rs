@@ -26,7 +26,7 @@ use proptest::sample::{Index, select};
 
 /// What is at a path of the model. A directory of a bundle without a mode is one that the bundle does not list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Node {
+pub(crate) enum Node {
     Directory(Option<u32>),
     /// Mode, content, and seconds of the last change.
     File(u32, Vec<u8>, i64),
@@ -43,8 +43,8 @@ impl Node {
     }
 }
 
-type Tree = BTreeMap<Vec<u8>, Node>;
-type Kinds = BTreeMap<Vec<u8>, u8>;
+pub(crate) type Tree = BTreeMap<Vec<u8>, Node>;
+pub(crate) type Kinds = BTreeMap<Vec<u8>, u8>;
 
 const PROTECTED: &[u8] = b"state.d";
 
@@ -52,12 +52,12 @@ fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     (1..path.len()).filter(|index| path[*index] == b'/').map(|index| &path[..index])
 }
 
-fn below(path: &[u8], other: &[u8]) -> bool {
+pub(crate) fn below(path: &[u8], other: &[u8]) -> bool {
     other.len() > path.len() && other.starts_with(path) && other[path.len()] == b'/'
 }
 
 /// Nodes as a tree: what does not fit with what is there already is passed over.
-fn grow(tree: &mut Tree, nodes: &[(Vec<u8>, Node)], parents: Option<u32>) {
+pub(crate) fn grow(tree: &mut Tree, nodes: &[(Vec<u8>, Node)], parents: Option<u32>) {
     for (path, node) in nodes {
         let blocked = above(path).any(|path| tree.get(path).is_some_and(|node| node.kind() != b'd'));
         let full = tree.keys().any(|other| below(path, other));
@@ -89,12 +89,12 @@ fn write_node(top: &Path, path: &[u8], node: &Node) {
     }
 }
 
-fn write_tree(top: &Path, tree: &Tree) {
+pub(crate) fn write_tree(top: &Path, tree: &Tree) {
     fs::create_dir_all(top).unwrap();
     tree.iter().for_each(|(path, node)| write_node(top, path, node));
 }
 
-fn read_tree(top: &Path) -> Tree {
+pub(crate) fn read_tree(top: &Path) -> Tree {
     fn read(top: &Path, at: &Path, tree: &mut Tree) {
         for entry in fs::read_dir(at).unwrap() {
             let place = entry.unwrap().path();
@@ -120,7 +120,7 @@ fn path(bytes: &[u8]) -> TreePath {
     TreePath::from_bytes(bytes).unwrap()
 }
 
-fn manifest(tree: &Tree) -> Manifest {
+pub(crate) fn manifest(tree: &Tree) -> Manifest {
     let entries = tree.iter().filter_map(|(at, node)| {
         let (mode, kind) = match node {
             Node::Directory(mode) => ((*mode)?, Kind::Directory),
@@ -136,7 +136,7 @@ fn manifest(tree: &Tree) -> Manifest {
 }
 
 /// All contents of a tree, chunks of large files included.
-fn contents(tree: &Tree) -> BTreeMap<Digest, Vec<u8>> {
+pub(crate) fn contents(tree: &Tree) -> BTreeMap<Digest, Vec<u8>> {
     let made = manifest(tree);
     let mut contents = BTreeMap::new();
     for entry in made.entries() {
@@ -151,7 +151,7 @@ fn contents(tree: &Tree) -> BTreeMap<Digest, Vec<u8>> {
     contents
 }
 
-fn packed(content: &[u8]) -> Packed {
+pub(crate) fn packed(content: &[u8]) -> Packed {
     Packer::new().unwrap().pack(Digest::of(content), content).unwrap()
 }
 
@@ -165,7 +165,7 @@ fn pack<'a>(contents: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<u8> {
 }
 
 /// What a bundle does to a tree, by the book; none if something is in the way.
-fn predict(old: &Tree, ledger: &Kinds, bundle: &Tree, mode: Mode, (fresh, protects): (u32, bool)) -> Option<(Tree, Kinds)> {
+pub(crate) fn predict(old: &Tree, ledger: &Kinds, bundle: &Tree, mode: Mode, (fresh, protects): (u32, bool)) -> Option<(Tree, Kinds)> {
     let may = |path: &Vec<u8>| mode == Mode::MirrorDeletingForeign || ledger.get(path) == Some(&old[path].kind());
     let mut new = old.clone();
     for (path, node) in bundle {
@@ -298,11 +298,11 @@ fn a_node(listed: bool) -> impl Strategy<Value = Node> {
     ]
 }
 
-fn nodes(listed: bool, most: usize) -> impl Strategy<Value = Vec<(Vec<u8>, Node)>> {
+pub(crate) fn nodes(listed: bool, most: usize) -> impl Strategy<Value = Vec<(Vec<u8>, Node)>> {
     prop::collection::vec((a_path(), a_node(listed)), 0..most)
 }
 
-fn a_bundle() -> impl Strategy<Value = Tree> {
+pub(crate) fn a_bundle() -> impl Strategy<Value = Tree> {
     (nodes(true, 10), any::<bool>()).prop_map(|(nodes, list_parents)| {
         let mut tree = Tree::new();
         grow(&mut tree, &nodes, list_parents.then_some(0o755));
@@ -310,7 +310,7 @@ fn a_bundle() -> impl Strategy<Value = Tree> {
     })
 }
 
-fn a_mode() -> impl Strategy<Value = Mode> {
+pub(crate) fn a_mode() -> impl Strategy<Value = Mode> {
     select(vec![Mode::Push, Mode::Mirror, Mode::MirrorDeletingForeign])
 }
 

@@ -1,7 +1,10 @@
 //! What every link does: one suite, run over each of them with real programs at the other end.
 
 use std::any::Any;
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +18,9 @@ use muster::agent::server::Server;
 use muster::agent::session::{Ending, serve};
 use muster::agent::state::Secret;
 use muster::agent::supervise::{Pace, Supervisor};
-use muster::bits::contents::{Bundle, DirectoryContents};
+use muster::bits::apply::Mode;
+use muster::bits::contents::{Bundle, Contents, DirectoryContents};
+use muster::bits::pack::Packed;
 use muster::bits::scan::scan;
 use muster::limits::OUTPUT_BYTES_MAX;
 use muster::link::Link;
@@ -26,12 +31,17 @@ use muster::link::ssh::transport::connect;
 use muster::machine::exec::Environment;
 use muster::machine::root::Root;
 use muster::machine::{CallError, Change, Command, Output, SyncMode, SyncRules};
+use muster::names::Digest;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::TestRunner;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message as Wire;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::bits::{Kinds, Node, Tree, a_bundle, a_mode, below, contents, grow, manifest, nodes, packed, predict, read_tree, write_tree};
 use crate::house::House;
 use crate::poll::{PollProcess, PollShell};
 use crate::ssh::sshd::Sshd;
@@ -184,6 +194,7 @@ over_each_link!(
     a_tree_with_every_kind_of_name_and_file_arrives_as_it_was,
     what_is_in_the_way_changes_nothing_and_is_named,
     what_is_launched_runs_until_it_is_stopped,
+    what_a_bundle_does_is_what_the_model_says,
 );
 
 fn sh(script: &str) -> Command {
@@ -480,4 +491,106 @@ async fn what_is_launched_runs_until_it_is_stopped(far: &Far) {
     .await
     .unwrap();
     far.link.stop().await.unwrap();
+}
+
+/// The contents of a tree of the model.
+struct Modelled {
+    contents: Vec<(Digest, Vec<u8>)>,
+}
+
+#[async_trait::async_trait]
+impl Contents for Modelled {
+    fn group(&self, index: u32) -> u64 {
+        u64::from(index % 3)
+    }
+
+    fn at_hand(&self, _: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
+        None
+    }
+
+    async fn read(&self, index: u32) -> io::Result<Packed> {
+        Ok(packed(&self.contents[index as usize].1))
+    }
+
+    async fn turn(&self) -> Box<dyn Send + Sync> {
+        Box::new(())
+    }
+
+    async fn pace(&self, _: usize) {}
+}
+
+fn modelled(tree: &Tree) -> Bundle {
+    let (manifest, contents) = (manifest(tree), contents(tree));
+    let contents = manifest.contents().iter().map(|(digest, _)| (*digest, contents[digest].clone())).collect();
+    Bundle::new("tools".parse().unwrap(), manifest, Arc::new(Modelled { contents }))
+}
+
+/// One destination: what is there, what Muster put there, and what brings bundles to it.
+struct Modelling<'a> {
+    far: &'a Far,
+    name: String,
+    tree: Tree,
+    ledger: Kinds,
+}
+
+impl Modelling<'_> {
+    fn sync(&mut self, bundle: &Tree, mode: Mode) -> Result<(), TestCaseError> {
+        let (place, made) = (self.far.path(&self.name), modelled(bundle));
+        let asked = match mode {
+            Mode::Push => SyncMode::Push,
+            Mode::Mirror => SyncMode::Mirror,
+            Mode::MirrorDeletingForeign => SyncMode::MirrorDeletingForeign,
+        };
+        let sync = || tokio::runtime::Handle::current().block_on(self.far.sync(&self.name, &made, asked));
+        let existed = place.exists();
+        let synced = sync();
+        let Some((new, after)) = predict(&self.tree, &self.ledger, bundle, mode, (0o755, false)) else {
+            prop_assert!(matches!(synced, Err(CallError::Invalid(_))), "{synced:?} where something is in the way");
+            prop_assert!(!existed || read_tree(&place) == self.tree);
+            return Ok(());
+        };
+        let change = synced.map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(&read_tree(&place), &new);
+        prop_assert_eq!(change.changed, new != self.tree || !existed);
+        prop_assert!(!sync().map_err(|error| TestCaseError::fail(error.to_string()))?.changed, "a second time changed something");
+        (self.tree, self.ledger) = (new, after);
+        Ok(())
+    }
+}
+
+/// What happens at a destination: what is there, what is brought, who meddles, and what is brought then.
+type Case = (Vec<(Vec<u8>, Node)>, Vec<(Tree, Mode)>, Vec<Index>, Vec<(Vec<u8>, Node)>, Tree, Mode, bool);
+
+async fn what_a_bundle_does_is_what_the_model_says(far: &Far) {
+    let bundles = prop::collection::vec((a_bundle(), a_mode()), 0..2);
+    let cases =
+        (nodes(false, 8), bundles, prop::collection::vec(any::<Index>(), 0..3), nodes(false, 4), a_bundle(), a_mode(), any::<bool>());
+    let config = ProptestConfig { cases: 10, failure_persistence: None, max_shrink_iters: 30, ..ProptestConfig::default() };
+    let number = Cell::new(0);
+    let check = |(foreign, earlier, gone, edits, bundle, mode, begins_empty): Case| {
+        number.set(number.get() + 1);
+        let mut modelling = Modelling { far, name: format!("to {}", number.get()), tree: Tree::new(), ledger: Kinds::new() };
+        let place = far.path(&modelling.name);
+        if !begins_empty {
+            grow(&mut modelling.tree, &foreign, Some(0o755));
+            write_tree(&place, &modelling.tree);
+        }
+        for (bundle, mode) in &earlier {
+            modelling.sync(bundle, *mode)?;
+        }
+        // Somebody else is at work there too.
+        for index in gone {
+            if !modelling.tree.is_empty() {
+                let victim = index.get(&modelling.tree.keys().cloned().collect::<Vec<_>>()).clone();
+                modelling.tree.retain(|path, _| *path != victim && !below(&victim, path));
+            }
+        }
+        grow(&mut modelling.tree, &edits, Some(0o755));
+        if place.exists() {
+            fs::remove_dir_all(&place).unwrap();
+        }
+        write_tree(&place, &modelling.tree);
+        modelling.sync(&bundle, mode)
+    };
+    tokio::task::block_in_place(|| TestRunner::new(config).run(&cases, check).unwrap_or_else(|error| panic!("{error}")));
 }
