@@ -146,8 +146,10 @@ pub(super) fn plan(manifest: &Manifest, steps: &Steps, snapshot: &Snapshot) -> R
         list.path(&[if is_directory { b"staledir".as_slice() } else { b"stale" }], path)?;
     }
     let listed: BTreeSet<&TreePath> = steps.directory_modes.iter().map(|(path, _)| path).collect();
-    let restored = loose.iter().rev().filter(|(path, _)| !listed.contains(path));
-    for (path, mode) in restored.map(|(path, mode)| (path, mode)).chain(steps.directory_modes.iter().map(|(path, mode)| (path, mode))) {
+    for (path, mode) in loose.iter().rev().filter(|(path, _)| !listed.contains(path) && !cleared.contains(path)) {
+        list.path(&[b"restore", octal(*mode).as_bytes()], path)?;
+    }
+    for (path, mode) in &steps.directory_modes {
         list.path(&[b"mode", octal(*mode).as_bytes()], path)?;
     }
     Ok(Plan { sent: sent.into_values().collect(), list: list.end() })
