@@ -119,6 +119,8 @@ pub const SHELL_MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const STEP_POLL_MAX: Duration = Duration::from_secs(25);
 /// Steps that wait for a machine that polls, or run there.
 pub const STEPS_MAX: usize = 64;
+/// Threads on which one push takes what comes.
+pub const TAKERS_MAX: usize = 4;
 /// Trees that a destination held before and that are kept beside it.
 pub const GENERATIONS_KEPT: usize = 2;
 /// Files of one push that are made durable one by one; for more of them, the file system is asked once.

@@ -1,11 +1,11 @@
 //! Bringing a directory to what a manifest says.
 //!
 //! A [`Destination`] knows at a glance whether anything is to be done. A [`Plan`] looks and decides, and finds every conflict before anything
-//! is sent; what is missing is taken into a staging directory and verified; [`Plan::switch`] then puts it in place. A destination that is
-//! new, or that holds nothing but what Muster put there and changes for the greater part, is put together beside and switched by one rename;
-//! in any other files are put one by one. Until then nothing at the destination is different. What leaves it is kept for a while: see [`kept`]. What has been taken stays when a plan is given up, and
-//! the next one goes on from there. Everything is done through handles, and no symlink is followed. One destination takes one plan at a
-//! time.
+//! is sent; what is missing is verified and [taken](Taker) into a staging directory; [`Plan::switch`] then puts it in place. A destination
+//! that is new, or that holds nothing but what Muster put there and changes for the greater part, is put together beside and switched by one
+//! rename; in any other files are put one by one. Until then nothing at the destination is different. What leaves it is kept for a while: see
+//! [`kept`]. What has been taken stays when a plan is given up, and the next one goes on from there. Everything is done through handles, and
+//! no symlink is followed. One destination takes one plan at a time.
 
 pub mod kept;
 mod local;
@@ -13,6 +13,7 @@ mod prepare;
 mod staging;
 pub(crate) mod survey;
 mod switch;
+mod taking;
 mod whole;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
+use std::sync::{Arc, Mutex};
 
 use cap_std::fs::{Dir, File};
 
@@ -27,10 +29,13 @@ use self::kept::Kept;
 use self::local::Local;
 use self::staging::{Staging, Target};
 use self::survey::{Steps, Survey};
+use self::taking::Taken;
+pub use self::taking::Taker;
+use self::whole::Build;
 use super::index::{Index, Moment};
 use super::ledger::{self, Ledger, LedgerError};
 use super::manifest::{Manifest, ManifestError};
-use super::pack::{Opener, PackError, Packed};
+use super::pack::PackError;
 use super::path::{PathError, TreePath};
 use super::scan::Spot;
 use super::tree::{self, Seen, WalkError, Walker};
@@ -239,6 +244,7 @@ impl Destination<'_> {
         let staging = Staging::new(&state, deepest, staged)?;
         let targets = staging::targets(&manifest, &steps.put);
         if let Some(dir) = staging.existing() {
+            staging::bring_back(dir, &manifest, &steps.put);
             staging::prune(dir, &manifest, &steps.put).map_err(failed("clear", &"what was staged"))?;
             let there: HashSet<u32> = staging::staged(dir, &manifest, &steps.missing, &targets).into_iter().collect();
             steps.missing.retain(|index| !there.contains(index));
@@ -247,7 +253,10 @@ impl Destination<'_> {
         let found = kept.find(&manifest, &steps.missing).map_err(failed("read", &"what is kept"))?;
         steps.missing.retain(|index| !found.contains_key(index));
         let mut plan = Plan {
-            awaited: steps.missing.iter().filter_map(|index| manifest.contents().get(*index as usize).copied()).collect(),
+            taken: Mutex::new(Taken {
+                awaited: steps.missing.iter().filter_map(|index| manifest.contents().get(*index as usize).copied()).collect(),
+                placed: HashMap::new(),
+            }),
             begun_place: ledger.next_place(&after),
             is_recorded: ledger.settled() == Some(&after),
             is_whole: false,
@@ -266,9 +275,8 @@ impl Destination<'_> {
             targets,
             known,
             since,
-            opener: None,
-            content: Vec::new(),
-            large: None,
+            large: Mutex::default(),
+            build: None,
         };
         plan.is_whole = plan.can_be_whole(&ledger, protect.as_ref())?;
         plan.check_case()?;
@@ -298,16 +306,15 @@ pub struct Plan {
     found: HashMap<u32, Spot>,
     staging: Staging,
     targets: HashMap<Digest, Vec<Target>>,
-    /// The contents that are missing and have not come yet.
-    awaited: HashMap<Digest, u64>,
+    taken: Mutex<Taken>,
     /// How the files looked that were known from before.
     known: HashMap<TreePath, (u64, tree::Stamp)>,
     /// The moment before anything was looked at.
     since: Moment,
-    opener: Option<Opener>,
-    content: Vec<u8>,
     /// The large file that was written to last.
-    large: Option<(Digest, File)>,
+    large: Mutex<Option<(Digest, Arc<File>)>>,
+    /// The tree that is being put together, once that was begun.
+    build: Option<Build>,
 }
 
 impl Plan {
@@ -319,33 +326,6 @@ impl Plan {
     /// What the destination is to become.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
-    }
-
-    /// Takes a missing content, verifies it, and stages it.
-    ///
-    /// # Errors
-    /// If it was not asked for, or is not what it says; if it can not be written.
-    pub fn take(&mut self, packed: &Packed) -> Result<(), ApplyError> {
-        if self.awaited.get(&packed.digest) != Some(&u64::from(packed.size)) {
-            return Err(ApplyError::Unwanted(packed.digest));
-        }
-        let opener = match &mut self.opener {
-            Some(opener) => opener,
-            None => self.opener.insert(Opener::new()?),
-        };
-        opener.open(packed, &mut self.content)?;
-        let staging = self.staging.open()?;
-        for target in self.targets.get(&packed.digest).into_iter().flatten() {
-            let written = match target {
-                Target::Whole(dressed) => staging::write_whole(staging, &packed.digest, &self.content, *dressed),
-                Target::Piece { file, size, offset } => {
-                    large(&mut self.large, staging, file, *size).and_then(|file| staging::write_piece(file, &self.content, *offset))
-                }
-            };
-            written.map_err(failed("stage content", &packed.digest))?;
-        }
-        self.awaited.remove(&packed.digest);
-        Ok(())
     }
 
     /// Refuses two names that the file system takes for one.
@@ -369,15 +349,6 @@ impl Plan {
             false => Ok(()),
         }
     }
-}
-
-/// The large file of a digest, opened if it is not the one that was written to last.
-fn large<'a>(last: &'a mut Option<(Digest, File)>, staging: &Dir, digest: &Digest, size: u64) -> io::Result<&'a File> {
-    let open = match last.take() {
-        Some(open) if open.0 == *digest => open,
-        _ => (*digest, staging::open_large(staging, digest, size)?),
-    };
-    Ok(&last.insert(open).1)
 }
 
 /// A path below a directory; none for the directory itself.

@@ -150,6 +150,11 @@ impl Walker {
         Self { top, open: Vec::new() }
     }
 
+    /// Another one of the same tree.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        Ok(Self::new(self.top.try_clone()?))
+    }
+
     /// The directory of a path of the tree, or its top; none if it, or what is on its way, is missing or no directory.
     pub(super) fn directory(&mut self, path: Option<&TreePath>) -> io::Result<Option<&Dir>> {
         self.directory_of(path.map(TreePath::as_bytes).unwrap_or_default())

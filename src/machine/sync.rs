@@ -2,16 +2,18 @@
 
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use bytes::Bytes;
 
 use super::root::{Root, STATE_NAME};
 use super::{CallError, Change, SyncMode, SyncRules, with_causes};
 use crate::bits::apply::kept::Kept;
-use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Rules};
+use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Plan, Rules};
 use crate::bits::manifest::Manifest;
-use crate::bits::pack::{PackError, Unpacker};
-use crate::limits::MANIFEST_BYTES_MAX;
+use crate::bits::pack::{PackError, Packed, Unpacker};
+use crate::limits::{MANIFEST_BYTES_MAX, TAKERS_MAX};
 use crate::names::Digest;
 
 /// The other side of a sync: who has the bundle.
@@ -49,7 +51,7 @@ pub fn sync(
     rules: SyncRules,
     version: &Digest,
     verify: bool,
-    source: &mut impl Source,
+    source: &mut (impl Source + Send),
 ) -> Result<Change, CallError> {
     let mode = match rules.mode {
         SyncMode::Push => Mode::Push,
@@ -60,7 +62,7 @@ pub fn sync(
     with_place(root, destination, verify, |place| bring(place, rules, version, source))
 }
 
-fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut impl Source) -> Result<Change, CallError> {
+fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut (impl Source + Send)) -> Result<Change, CallError> {
     if let Some(applied) = place.unchanged(version, rules.mode).map_err(not_applied)? {
         return Ok(change(applied, 0));
     }
@@ -74,16 +76,60 @@ fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut i
         let contents = plan.manifest().contents();
         bytes_sent = plan.missing().iter().filter_map(|index| contents.get(*index as usize)).map(|(_, size)| size).sum();
         source.need(plan.missing())?;
-        let mut unpacker = Unpacker::default();
-        while let Some(piece) = source.piece()? {
-            unpacker.feed(&piece);
-            while let Some(packed) = unpacker.record().map_err(not_unpacked)? {
-                plan.take(&packed).map_err(not_applied)?;
-            }
-        }
-        unpacker.finish().map_err(not_unpacked)?;
+        plan.begin_taking().map_err(not_applied)?;
+        take(&plan, source)?;
     }
     Ok(change(plan.switch().map_err(not_applied)?, bytes_sent))
+}
+
+/// Takes the pack of what is missing, on several threads: to decompress, to hash and to write takes longer than to receive.
+fn take(plan: &Plan, source: &mut (impl Source + Send)) -> Result<(), CallError> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(TAKERS_MAX);
+    let incoming = Mutex::new(Incoming { source, unpacker: Unpacker::default(), is_over: false });
+    let next = || incoming.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut taker = plan.taker().map_err(not_applied)?;
+        while let Some(records) = next()? {
+            records.iter().try_for_each(|packed| taker.take(packed)).map_err(not_applied)?;
+        }
+        Ok(())
+    };
+    let work = || {
+        let worked = work();
+        if worked.is_err() {
+            incoming.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
+        }
+        worked
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mine = work();
+        let broken = |_| Err(CallError::Other("the agent failed while it took contents".to_owned()));
+        others.into_iter().map(|other| other.join().unwrap_or_else(broken)).fold(mine, Result::and)
+    })
+}
+
+/// A pack that is coming in.
+struct Incoming<'a, S> {
+    source: &'a mut S,
+    unpacker: Unpacker,
+    /// Whether nothing more is to be read: the pack has ended, or somebody failed.
+    is_over: bool,
+}
+
+impl<S: Source> Incoming<'_, S> {
+    /// The next records, perhaps none yet; nothing after the last.
+    fn next(&mut self) -> Result<Option<Vec<Packed>>, CallError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let Some(piece) = self.source.piece()? else {
+            self.is_over = true;
+            return self.unpacker.finish().map(|()| None).map_err(not_unpacked);
+        };
+        self.unpacker.feed(&piece);
+        std::iter::from_fn(|| self.unpacker.record().transpose()).collect::<Result<_, _>>().map(Some).map_err(not_unpacked)
+    }
 }
 
 /// A tree that a destination held before.

@@ -211,6 +211,11 @@ pub(crate) fn predict(old: &Tree, ledger: &Kinds, bundle: &Tree, mode: Mode, (fr
     Some((new, after))
 }
 
+fn take(plan: &mut Plan, packed: &Packed) -> Result<(), ApplyError> {
+    plan.begin_taking()?;
+    plan.taker()?.take(packed)
+}
+
 /// A directory with a destination and a state beside it.
 struct House {
     top: tempfile::TempDir,
@@ -253,7 +258,7 @@ impl House {
     fn apply_after(&self, bundle: &Tree, mode: Mode, meanwhile: impl FnOnce()) -> Result<Applied, ApplyError> {
         let mut plan = self.plan(bundle, mode)?;
         for content in self.missing(&plan, bundle) {
-            plan.take(&packed(&content))?;
+            take(&mut plan, &packed(&content))?;
         }
         meanwhile();
         plan.switch()
@@ -378,18 +383,24 @@ proptest! {
     }
 
     #[test]
-    fn a_plan_that_is_given_up_leaves_the_old_tree(old in nodes(false, 8), bundle in a_bundle(), mode in a_mode(), cut in any::<Index>()) {
-        let (house, mut tree) = (House::new(), Tree::new());
-        grow(&mut tree, &old, Some(0o755));
-        write_tree(&house.destination(), &tree);
+    fn a_plan_that_is_given_up_leaves_the_old_tree(
+        (old, exists, protects) in (nodes(false, 8), any::<bool>(), any::<bool>()),
+        bundle in a_bundle(), mode in a_mode(), cut in any::<Index>(),
+    ) {
+        let (house, mut tree) = (House { protects, ..House::new() }, Tree::new());
+        if exists {
+            grow(&mut tree, &old, Some(0o755));
+            write_tree(&house.destination(), &tree);
+        }
         if let Ok(mut plan) = house.plan(&bundle, mode) {
             let missing = house.missing(&plan, &bundle);
             let came = cut.index(missing.len() + 1);
             for content in &missing[..came] {
-                plan.take(&packed(content)).unwrap();
+                take(&mut plan, &packed(content)).unwrap();
             }
             drop(plan);
-            prop_assert_eq!(&read_tree(&house.destination()), &tree);
+            prop_assert_eq!(house.destination().exists(), exists);
+            prop_assert!(!exists || read_tree(&house.destination()) == tree);
             // What came is not asked for again.
             let plan = house.plan(&bundle, mode).unwrap();
             prop_assert_eq!(house.missing(&plan, &bundle), missing[came..].to_vec());
@@ -566,11 +577,14 @@ fn a_content_that_was_not_asked_for_or_has_another_size_is_refused() {
     let house = House::new();
     let bundle = Tree::from([(b"a".to_vec(), Node::File(0o644, b"x".to_vec(), 1))]);
     let mut plan = house.plan(&bundle, Mode::Push).unwrap();
-    assert!(matches!(plan.take(&packed(b"y")), Err(ApplyError::Unwanted(_))));
+    assert!(matches!(take(&mut plan, &packed(b"y")), Err(ApplyError::Unwanted(_))));
     let right = packed(b"x");
-    assert!(matches!(plan.take(&Packed { size: 2, ..right.clone() }), Err(ApplyError::Unwanted(_))));
-    assert!(matches!(plan.take(&Packed { frame: packed(b"y").frame, ..right.clone() }), Err(ApplyError::Pack(PackError::Damaged(_)))));
-    assert!(matches!(plan.take(&Packed { frame: packed(b"xx").frame, ..right }), Err(ApplyError::Pack(_))));
+    assert!(matches!(take(&mut plan, &Packed { size: 2, ..right.clone() }), Err(ApplyError::Unwanted(_))));
+    assert!(matches!(
+        take(&mut plan, &Packed { frame: packed(b"y").frame, ..right.clone() }),
+        Err(ApplyError::Pack(PackError::Damaged(_)))
+    ));
+    assert!(matches!(take(&mut plan, &Packed { frame: packed(b"xx").frame, ..right }), Err(ApplyError::Pack(_))));
     assert!(matches!(plan.switch(), Err(ApplyError::Missing(1))));
     assert!(!house.destination().exists());
 }
@@ -582,7 +596,7 @@ fn what_was_staged_and_is_damaged_is_asked_for_again_and_what_nobody_wants_is_re
     let bundle = Tree::from([(b"a".to_vec(), Node::File(0o644, b"x".to_vec(), 1)), (b"b".to_vec(), Node::File(0o644, large, 1))]);
     let mut plan = house.plan(&bundle, Mode::Push).unwrap();
     let all = house.missing(&plan, &bundle);
-    all.iter().for_each(|content| plan.take(&packed(content)).unwrap());
+    all.iter().for_each(|content| take(&mut plan, &packed(content)).unwrap());
     drop(plan);
     assert_eq!(house.plan(&bundle, Mode::Push).unwrap().missing(), Vec::<u32>::new());
     let staged: Vec<_> = fs::read_dir(house.top.path().join("state/staging")).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -802,7 +816,7 @@ async fn a_large_file_goes_through_in_small_pieces() {
         assert!(!piece.is_empty() && piece.len() <= PIECE_BYTES);
         unpacker.feed(&piece);
         while let Some(packed) = unpacker.record().unwrap() {
-            plan.take(&packed).unwrap();
+            take(&mut plan, &packed).unwrap();
         }
         pieces += 1;
     }

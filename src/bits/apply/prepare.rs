@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::Mutex;
 
 use cap_std::fs::Dir;
 
@@ -33,7 +34,7 @@ struct Places {
 impl Plan {
     /// Makes every file and symlink ready that is to be put.
     pub(super) fn prepare(&mut self) -> Result<Vec<Prepared>, ApplyError> {
-        self.large = None;
+        self.large = Mutex::default();
         let put = self.steps.put.clone();
         // In a tree that is put together anew, a file that only needs another mode is another file: the old tree keeps its own.
         let copied = if self.is_whole { self.steps.touch.clone() } else { Vec::new() };
@@ -46,10 +47,11 @@ impl Plan {
             destination: self.existing()?,
             kept: Walker::new(self.kept.dir().try_clone().map_err(failed("open", &"what is kept"))?),
         };
+        let placed: HashSet<usize> = self.taken().placed.keys().copied().collect();
         let (mut prepared, mut used) = (Vec::new(), HashSet::new());
         // Copies are made before modes are set: a first file may be one that even its owner can not read.
         for index in put.iter().chain(&copied) {
-            let Some(entry) = self.manifest.entries().get(*index) else { continue };
+            let Some(entry) = self.manifest.entries().get(*index).filter(|_| !placed.contains(index)) else { continue };
             let staged = |error: io::Error| match error.kind() {
                 io::ErrorKind::InvalidData => ApplyError::Changed(entry.path.to_string()),
                 _ => failed("stage", &entry.path)(error),
@@ -72,7 +74,7 @@ impl Plan {
             };
             prepared.push(Prepared { index: *index, name, stamp: None });
         }
-        self.finish(staging, &mut prepared)?;
+        self.finish(staging, &mut prepared, put.len() + copied.len() <= SYNC_FILES_MAX)?;
         Ok(prepared)
     }
 
@@ -106,9 +108,8 @@ impl Plan {
         Ok(received)
     }
 
-    /// Gives what was staged its modes and times, and brings it to the disk.
-    fn finish(&self, staging: &Dir, prepared: &mut [Prepared]) -> Result<(), ApplyError> {
-        let each = prepared.len() <= SYNC_FILES_MAX;
+    /// Gives what was staged its modes and times, and brings it to the disk: file by file, if each is to be.
+    fn finish(&self, staging: &Dir, prepared: &mut [Prepared], each: bool) -> Result<(), ApplyError> {
         for one in &mut *prepared {
             let Some(entry) = self.manifest.entries().get(one.index) else { continue };
             let Some((_, mtime, digest)) = file_of(entry) else { continue };
@@ -142,6 +143,12 @@ impl Plan {
             sync_all(staging, names).map_err(failed("stage", &"the bundle"))?;
         }
         Ok(())
+    }
+
+    /// The mode and the time that a file of the manifest is to have.
+    pub(super) fn dress_of(&self, index: usize) -> Option<(u32, i64)> {
+        let entry = self.manifest.entries().get(index)?;
+        file_of(entry).map(|(_, mtime, _)| (entry.mode, mtime))
     }
 
     /// Where on this machine a content is, if it is: at the destination, or kept from before.

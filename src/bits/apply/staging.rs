@@ -2,18 +2,21 @@
 //!
 //! The staging directory is in the agent's state if renames from there to the destination are sure to work: it is the same mount. If not,
 //! it is in the destination itself, or, if that does not exist yet, where it is going to be made. What is in it stays when an apply is cut
-//! off, and the next one goes on from there.
+//! off, and the next one goes on from there. A small file of a tree that is put together anew is written to its place in that at once.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
-use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, File, OpenOptions, OpenOptionsExt as _, Permissions, PermissionsExt as _};
+use cap_std::fs::{
+    Dir, DirBuilder, DirBuilderExt as _, File, FileExt as _, MetadataExt as _, OpenOptions, OpenOptionsExt as _, Permissions,
+    PermissionsExt as _,
+};
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
 use super::{ApplyError, failed};
 use crate::bits::manifest::{Entry, Kind, Manifest};
-use crate::bits::tree::{self, Seen};
+use crate::bits::tree::{self, Seen, Walker};
 use crate::names::Digest;
 
 /// How the name of a staging directory beside or in a destination begins.
@@ -135,8 +138,8 @@ pub(super) fn dress(file: &File, mode: u32, mtime: i64) -> io::Result<()> {
 /// Where a content goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
-    /// It is a small file. If just one entry has it, that is its mode and its time.
-    Whole(Option<(u32, i64)>),
+    /// It is a small file. If just one entry has it, it is that one, of the manifest's.
+    Whole(Option<usize>),
     /// It is a piece of a large file.
     Piece {
         /// The file.
@@ -152,12 +155,12 @@ pub(super) enum Target {
 pub(super) fn targets(manifest: &Manifest, put: &[usize]) -> HashMap<Digest, Vec<Target>> {
     let mut targets: HashMap<Digest, Vec<Target>> = HashMap::new();
     let mut seen = std::collections::HashSet::new();
-    for entry in put.iter().filter_map(|index| manifest.entries().get(*index)) {
-        let Kind::File { size, mtime, digest, chunks } = &entry.kind else { continue };
+    for (index, entry) in put.iter().filter_map(|index| Some((*index, manifest.entries().get(*index)?))) {
+        let Kind::File { size, digest, chunks, .. } = &entry.kind else { continue };
         if chunks.is_empty() {
             match targets.entry(*digest).or_default().iter_mut().find(|target| matches!(target, Target::Whole(_))) {
                 Some(whole) => *whole = Target::Whole(None),
-                None => targets.entry(*digest).or_default().push(Target::Whole(Some((entry.mode, *mtime)))),
+                None => targets.entry(*digest).or_default().push(Target::Whole(Some(index))),
             }
         } else if seen.insert(*digest) {
             let mut offset = 0;
@@ -197,7 +200,6 @@ pub(super) fn open_large(dir: &Dir, digest: &Digest, size: u64) -> io::Result<Fi
 
 /// Writes a piece of a large file. Zeros are left out, as holes are zeros.
 pub(super) fn write_piece(file: &File, content: &[u8], offset: u64) -> io::Result<()> {
-    let file = file.try_clone()?.into_std();
     if content.iter().all(|byte| *byte == 0) {
         let mut there = vec![0; content.len()];
         file.read_exact_at(&mut there, offset)?;
@@ -206,6 +208,14 @@ pub(super) fn write_piece(file: &File, content: &[u8], offset: u64) -> io::Resul
         }
     }
     file.write_all_at(content, offset)
+}
+
+/// Writes a file where there is none, with its mode and time.
+pub(super) fn write_new(dir: &Dir, name: &Path, content: &[u8], (mode, mtime): (u32, i64)) -> io::Result<File> {
+    let mut file = dir.open_with(name, OpenOptions::new().write(true).create_new(true).mode(0o600))?;
+    file.write_all(content)?;
+    dress(&file, mode, mtime)?;
+    Ok(file)
 }
 
 /// Writes a small file.
@@ -243,12 +253,29 @@ fn is_staged(dir: &Dir, digest: &Digest, size: u64, target: Target) -> io::Resul
             Ok(file.metadata()?.len() == size && tree::hash(&mut file)?.0 == *digest)
         }
         Target::Piece { file, offset, .. } => {
-            let file = tree::open_file(dir, file_name(&file).as_bytes())?.into_std();
+            let file = tree::open_file(dir, file_name(&file).as_bytes())?;
             let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
             file.read_exact_at(&mut content, offset)?;
             // A piece that has not come is a hole, and reading that is cheap; hashing it would not be.
             let empty = content.iter().all(|byte| *byte == 0);
             Ok((!empty || digest == &Digest::of(&vec![0; content.len()])) && Digest::of(&content) == *digest)
+        }
+    }
+}
+
+/// Takes what is in its place already out of a tree that was never finished: it waits as other contents do. What it really is, is looked at
+/// afterwards; what can not be had so is sent again.
+pub(super) fn bring_back(dir: &Dir, manifest: &Manifest, put: &[usize]) {
+    let Ok(tree) = tree::enter(dir, TREE.as_bytes()) else { return };
+    let mut walker = Walker::new(tree);
+    for entry in put.iter().filter_map(|index| manifest.entries().get(*index)) {
+        let Some((size, _, digest)) = file_of(entry).filter(|_| entry.chunks().is_empty()) else { continue };
+        let Ok(Some(from)) = walker.directory(entry.path.parent().as_ref()) else { continue };
+        let name = tree::name(entry.path.name());
+        // One that has another name as well may be a file of the destination, which nobody else may write to.
+        let is_ours = |found: cap_std::fs::Metadata| found.is_file() && found.len() == size && found.nlink() == 1;
+        if from.symlink_metadata(name).is_ok_and(is_ours) {
+            let _ = from.rename(name, dir, content_name(&digest));
         }
     }
 }

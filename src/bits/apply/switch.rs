@@ -24,8 +24,9 @@ impl Plan {
     /// If contents are missing: then nothing is changed. If the file system refuses: before the first change nothing is changed, and after
     /// it the same call with a new plan goes on where this one ended.
     pub fn switch(mut self) -> Result<Applied, ApplyError> {
-        if !self.awaited.is_empty() {
-            return Err(ApplyError::Missing(self.awaited.len()));
+        let missing = self.taken().awaited.len();
+        if missing > 0 {
+            return Err(ApplyError::Missing(missing));
         }
         let mut applied = Applied { files: self.manifest.files(), bytes: self.manifest.bytes(), ..Applied::default() };
         let prepared = self.prepare()?;

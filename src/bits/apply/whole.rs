@@ -124,37 +124,53 @@ impl Plan {
         Ok(())
     }
 
-    /// Puts the new tree together in the staging directory; how its files look.
-    fn build(&mut self, prepared: &[Prepared]) -> Result<HashMap<TreePath, (u64, Stamp)>, ApplyError> {
+    /// Begins to put the new tree together in the staging directory: with all of its directories, and nothing in them.
+    pub(super) fn begin_build(&mut self) -> Result<Build, ApplyError> {
         let old = self.existing()?;
-        self.staging.open()?;
-        let Some(staging) = self.staging.existing() else { return Err(ApplyError::Missing(0)) };
+        let staging = self.staging.open()?;
         staging::clear(staging, TREE).map_err(failed("clear", &"what was staged"))?;
         // With the mode that the machine gives: in the staging directory nobody else reaches it.
         let made = staging.create_dir(TREE).and_then(|()| tree::enter(staging, TREE.as_bytes()));
         let tree = made.map_err(failed("make", &"the new tree"))?;
-        let put: HashMap<usize, &Prepared> = prepared.iter().map(|one| (one.index, one)).collect();
         let mut build = Build { old, new: Walker::new(tree), made: HashSet::new(), looks: HashMap::new() };
         build.top()?;
-        for (index, entry) in self.manifest.entries().iter().enumerate() {
+        for entry in self.manifest.entries() {
             build.parents(&entry.path)?;
-            match (&entry.kind, put.get(&index)) {
-                (Kind::Directory, _) => build.directory(&entry.path)?,
-                (_, Some(one)) => {
+            if entry.kind == Kind::Directory {
+                build.directory(&entry.path)?;
+            }
+        }
+        Ok(build)
+    }
+
+    /// Puts the rest of the new tree together; how its files look.
+    fn build(&mut self, prepared: &[Prepared]) -> Result<HashMap<TreePath, (u64, Stamp)>, ApplyError> {
+        let mut build = match self.build.take() {
+            Some(build) => build,
+            None => self.begin_build()?,
+        };
+        let Some(staging) = self.staging.existing() else { return Err(ApplyError::Missing(0)) };
+        let put: HashMap<usize, &Prepared> = prepared.iter().map(|one| (one.index, one)).collect();
+        let placed = std::mem::take(&mut self.taken().placed);
+        for (index, entry) in self.manifest.entries().iter().enumerate() {
+            match (&entry.kind, put.get(&index), placed.get(&index)) {
+                (Kind::Directory, ..) => {}
+                (_, _, Some(look)) => drop(build.looks.insert(entry.path.clone(), *look)),
+                (_, Some(one), _) => {
                     let dir = build.dir(entry.path.parent().as_ref())?;
                     staging.rename(&one.name, dir, tree::name(entry.path.name())).map_err(failed("stage", &entry.path))?;
                     build.looks.extend(one.stamp.map(|stamp| (entry.path.clone(), stamp)));
                 }
-                (Kind::Symlink { target }, None) => {
+                (Kind::Symlink { target }, ..) => {
                     let dir = build.dir(entry.path.parent().as_ref())?;
                     let made = dir.symlink_contents(tree::name(target), tree::name(entry.path.name()));
                     made.map_err(failed("stage", &entry.path))?;
                 }
-                (Kind::File { .. }, None) => build.link(entry, self.steps.unchanged.get(&entry.path))?,
+                (Kind::File { .. }, ..) => build.link(entry, self.steps.unchanged.get(&entry.path))?,
             }
         }
         build.modes(self.manifest.entries())?;
-        build.sync(prepared.len())?;
+        build.sync(prepared.len() + placed.len())?;
         Ok(build.looks)
     }
 }
@@ -176,7 +192,7 @@ fn exchange(staging: &Dir, above: &Dir, name: &std::path::Path) -> io::Result<()
 }
 
 /// A tree that is being put together.
-struct Build {
+pub(super) struct Build {
     old: Option<Walker>,
     new: Walker,
     made: HashSet<TreePath>,
@@ -184,6 +200,11 @@ struct Build {
 }
 
 impl Build {
+    /// A walker of the new tree.
+    pub(super) fn walker(&self) -> Result<Walker, ApplyError> {
+        self.new.again().map_err(failed("open", &"the new tree"))
+    }
+
     fn dir(&mut self, path: Option<&TreePath>) -> Result<&Dir, ApplyError> {
         let shown = || path.map_or_else(|| ".".to_owned(), TreePath::to_string);
         let missing = || io::Error::from(io::ErrorKind::NotFound);
