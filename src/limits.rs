@@ -121,6 +121,8 @@ pub const STEP_POLL_MAX: Duration = Duration::from_secs(25);
 pub const STEPS_MAX: usize = 64;
 /// Threads on which one push takes what comes.
 pub const TAKERS_MAX: usize = 4;
+/// Bytes of a push that are taken before the disk begins to write them, while more comes.
+pub const TAKEN_BYTES_UNWRITTEN: u64 = 128 * 1024 * 1024;
 /// Trees that a destination held before and that are kept beside it.
 pub const GENERATIONS_KEPT: usize = 2;
 /// Files of one push that are made durable one by one; for more of them, the file system is asked once.

@@ -2,6 +2,8 @@
 
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -13,7 +15,7 @@ use crate::bits::apply::kept::Kept;
 use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Plan, Rules};
 use crate::bits::manifest::Manifest;
 use crate::bits::pack::{PackError, Packed, Unpacker};
-use crate::limits::{MANIFEST_BYTES_MAX, TAKERS_MAX};
+use crate::limits::{MANIFEST_BYTES_MAX, TAKEN_BYTES_UNWRITTEN, TAKERS_MAX};
 use crate::names::Digest;
 
 /// The other side of a sync: who has the bundle.
@@ -86,24 +88,31 @@ fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut (
 fn take(plan: &Plan, source: &mut (impl Source + Send)) -> Result<(), CallError> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(TAKERS_MAX);
     let incoming = Mutex::new(Incoming { source, unpacker: Unpacker::default(), is_over: false });
-    let next = || incoming.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || {
+    let lock = || incoming.lock().unwrap_or_else(PoisonError::into_inner);
+    let bytes = AtomicU64::new(0);
+    let work = |full: &SyncSender<()>| {
         let mut taker = plan.taker().map_err(not_applied)?;
-        while let Some(records) = next()? {
+        while let Some(records) = { lock().next()? } {
             records.iter().try_for_each(|packed| taker.take(packed)).map_err(not_applied)?;
+            let more = records.iter().map(|packed| u64::from(packed.size)).sum();
+            let before = bytes.fetch_add(more, Ordering::Relaxed);
+            if before / TAKEN_BYTES_UNWRITTEN < (before + more) / TAKEN_BYTES_UNWRITTEN {
+                // If it writes still, it goes on with this.
+                let _ = full.try_send(());
+            }
         }
         Ok(())
     };
-    let work = || {
-        let worked = work();
-        if worked.is_err() {
-            incoming.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
-        }
+    let work = |full: SyncSender<()>| {
+        let worked = work(&full);
+        lock().is_over |= worked.is_err();
         worked
     };
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mine = work();
+        let (full, filled) = mpsc::sync_channel(1);
+        let mut others: Vec<_> = (1..threads).map(|_| full.clone()).map(|full| scope.spawn(|| work(full))).collect();
+        others.push(scope.spawn(move || filled.iter().try_for_each(|()| plan.sync_taken()).map_err(not_applied)));
+        let mine = work(full);
         let broken = |_| Err(CallError::Other("the agent failed while it took contents".to_owned()));
         others.into_iter().map(|other| other.join().unwrap_or_else(broken)).fold(mine, Result::and)
     })

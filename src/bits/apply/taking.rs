@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cap_std::fs::{Dir, File};
 
+use super::prepare::sync_all;
 use super::staging::{self, Target};
 use super::{ApplyError, Plan, failed};
 use crate::bits::pack::{Opener, Packed};
@@ -52,6 +53,15 @@ impl Plan {
         let staging = self.staging.existing().ok_or(ApplyError::Missing(self.missing().len()))?;
         let tree = self.build.as_ref().map(|build| build.walker()).transpose()?;
         Ok(Taker { plan: self, staging, tree, opener: Opener::new()?, content: Vec::new() })
+    }
+
+    /// Brings to the disk what was taken so far, so that less is left to be waited for in the end.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync_taken(&self) -> Result<(), ApplyError> {
+        let Some(staging) = self.staging.existing() else { return Ok(()) };
+        sync_all(staging, std::iter::empty()).map_err(failed("sync", &"what was staged"))
     }
 
     pub(super) fn taken(&self) -> MutexGuard<'_, Taken> {
