@@ -204,8 +204,11 @@ impl Destination<'_> {
     /// # Errors
     /// If the ledger can not be read.
     pub fn manifest(&self, version: &Digest) -> Result<Option<Manifest>, ApplyError> {
-        let ledger = Ledger::read(&ledger::place(self.state)?, self.key)?;
-        Ok(ledger.settled().filter(|settled| settled.version() == *version).cloned())
+        let trees = ledger::place(self.state)?;
+        if ledger::is_begun(&trees, self.key) {
+            return Ok(None);
+        }
+        Ok(ledger::settled_as(&trees, self.key, version)?)
     }
 
     /// Looks at the destination and decides what to do.
@@ -228,8 +231,12 @@ impl Destination<'_> {
             Some(index) => index.stamps(),
             None => HashMap::new(),
         };
-        let local = |dir: Dir| Local { walker: Walker::new(dir), known: known.clone() };
-        let place = if exists { Some(local(deepest.try_clone().map_err(failed("open", &"."))?)) } else { None };
+        // What is deleted is found by listing all; what is protected there is not to be listed.
+        let listed = rules.mode == Mode::MirrorDeletingForeign && protect.is_none();
+        let place = match exists {
+            true => Some(Local::new(deepest.try_clone().map_err(failed("open", &"."))?, known.clone(), listed)?),
+            false => None,
+        };
         let steps = Survey {
             manifest: &manifest,
             mode: rules.mode,

@@ -188,12 +188,32 @@ pub(super) fn settle(trees: &Dir, key: &str, place: usize) -> Result<(), LedgerE
     write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{file}"), source })
 }
 
+/// What was settled at a destination, if it is this version. Another one is only hashed, and not taken apart.
+///
+/// # Errors
+/// If it can not be read, or is damaged.
+pub(super) fn settled_as(trees: &Dir, key: &str, version: &Digest) -> Result<Option<Manifest>, LedgerError> {
+    let file = file(key);
+    match read_text(trees, &file)?.filter(|text| Digest::of(text) == *version) {
+        Some(text) => parse(&text, &file).map(Some),
+        None => Ok(None),
+    }
+}
+
 fn read(trees: &Dir, file: &str) -> Result<Option<Manifest>, LedgerError> {
+    read_text(trees, file)?.map(|text| parse(&text, file)).transpose()
+}
+
+fn parse(text: &[u8], file: &str) -> Result<Manifest, LedgerError> {
+    Manifest::parse(text).map_err(|source| LedgerError::Damaged { file: format!("{PLACE}/{file}"), source })
+}
+
+fn read_text(trees: &Dir, file: &str) -> Result<Option<Vec<u8>>, LedgerError> {
     let mut text = Vec::new();
     let read = tree::open_file(trees, file.as_bytes()).and_then(|open| open.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text));
     let file = format!("{PLACE}/{file}");
     match read {
-        Ok(_) => Manifest::parse(&text).map(Some).map_err(|source| LedgerError::Damaged { file, source }),
+        Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(LedgerError::Read { file, source }),
     }

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 
+use cap_std::fs::Dir;
+
 use super::survey::Place;
 use crate::bits::chunk::{self, Content};
 use crate::bits::path::TreePath;
@@ -10,13 +12,29 @@ use crate::bits::tree::{self, Seen, Stamp, WalkError, Walker};
 
 /// A directory of this machine, and how its files looked when they were last known.
 pub(super) struct Local {
-    pub(super) walker: Walker,
-    pub(super) known: HashMap<TreePath, (u64, Stamp)>,
+    walker: Walker,
+    known: HashMap<TreePath, (u64, Stamp)>,
+    /// All that is there, if it was listed: then nothing is looked at twice.
+    listed: Option<HashMap<TreePath, Seen>>,
+}
+
+impl Local {
+    /// A directory, of which everything is `listed` at once, or each path looked at when it is asked for.
+    pub(super) fn new(dir: Dir, known: HashMap<TreePath, (u64, Stamp)>, listed: bool) -> Result<Self, WalkError> {
+        let mut local = Self { walker: Walker::new(dir), known, listed: None };
+        if listed {
+            local.listed = Some(local.list(None, None)?.into_iter().collect());
+        }
+        Ok(local)
+    }
 }
 
 impl Place for Local {
     fn look(&mut self, path: &TreePath) -> io::Result<Option<Seen>> {
-        self.walker.look(path)
+        match &self.listed {
+            Some(listed) => Ok(listed.get(path).cloned()),
+            None => self.walker.look(path),
+        }
     }
 
     fn is_left(&mut self, path: &TreePath, size: u64, stamp: Stamp) -> bool {
@@ -37,6 +55,9 @@ impl Place for Local {
     }
 
     fn list(&mut self, path: Option<&TreePath>, hidden: Option<&TreePath>) -> Result<Vec<(TreePath, Seen)>, WalkError> {
+        if let (None, None, Some(listed)) = (path, hidden, &self.listed) {
+            return Ok(listed.iter().map(|(path, seen)| (path.clone(), seen.clone())).collect());
+        }
         let mut found = Vec::new();
         let shown = path.map_or_else(|| ".".to_owned(), TreePath::to_string);
         if let Some(dir) = self.walker.directory(path).map_err(|error| WalkError::Io(shown, error))? {
