@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::supervise::Supervisor;
@@ -15,7 +15,7 @@ use crate::limits::{CALL_FILE_BYTES_MAX, CALLS_AT_ONCE_MAX, MANIFEST_BYTES_MAX, 
 use crate::link::frames::{Answer, Call, Channel, Data, FromAgent, Message, encode};
 use crate::machine::exec::{Environment, exec};
 use crate::machine::root::Root;
-use crate::machine::sync::{Source, sync};
+use crate::machine::sync::{Source, sync_first};
 use crate::machine::{CallError, Command, Stream};
 
 /// What calls reach.
@@ -206,11 +206,21 @@ async fn answer(
         Call::Sync { destination, rules, version } => {
             let alone = machine.syncing.clone().lock_owned().await;
             let mut source = Server { outbox: outbox.clone(), id, pack };
-            let change = blocking(machine, move |machine| {
+            let (answer, answered) = oneshot::channel();
+            let machine = machine.clone();
+            tokio::task::spawn_blocking(move || {
                 let _alone = alone;
-                sync(&machine.root, &destination, rules, &version, machine.verify, &mut source)
-            })
-            .await?;
+                let (change, rest) = match sync_first(&machine.root, &destination, rules, &version, machine.verify, &mut source) {
+                    Ok((change, rest)) => (Ok(change), rest),
+                    Err(error) => (Err(error), None),
+                };
+                // Nobody is there to be told when the call was cancelled.
+                let _ = answer.send(change);
+                if let Some(rest) = rest {
+                    rest.finish();
+                }
+            });
+            let change = answered.await.unwrap_or_else(|_| Err(broken()))?;
             Ok(Answer::Changed { change })
         }
         Call::Stop {} => Ok(Answer::Truth { value: machine.supervisor.stop().await }),
@@ -250,11 +260,15 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, CallError> {
     let machine = machine.clone();
     let ended = tokio::task::spawn_blocking(move || work(&machine)).await;
-    ended.unwrap_or_else(|_| Err(CallError::Other("the agent failed in the middle of the call".to_owned())))
+    ended.unwrap_or_else(|_| Err(broken()))
 }
 
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+fn broken() -> CallError {
+    CallError::Other("the agent failed in the middle of the call".to_owned())
 }
 
 fn lost() -> CallError {

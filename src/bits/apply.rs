@@ -29,6 +29,7 @@ use self::kept::Kept;
 use self::local::Local;
 use self::staging::{Staging, Target};
 use self::survey::{Steps, Survey};
+pub use self::switch::Rest;
 use self::taking::Taken;
 pub use self::taking::Taker;
 use self::whole::Build;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::root::{Root, STATE_NAME};
 use super::{CallError, Change, SyncMode, SyncRules, with_causes};
 use crate::bits::apply::kept::Kept;
-use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Plan, Rules};
+use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Plan, Rest, Rules};
 use crate::bits::manifest::Manifest;
 use crate::bits::pack::{PackError, Packed, Unpacker};
 use crate::limits::{MANIFEST_BYTES_MAX, TAKEN_BYTES_UNWRITTEN, TAKERS_MAX};
@@ -55,6 +55,25 @@ pub fn sync(
     verify: bool,
     source: &mut (impl Source + Send),
 ) -> Result<Change, CallError> {
+    let (change, rest) = sync_first(root, destination, rules, version, verify, source)?;
+    if let Some(rest) = rest {
+        rest.finish();
+    }
+    Ok(change)
+}
+
+/// As [`sync`], but answers when the tree is there: the rest is to be finished before the next one, and nobody need wait for it.
+///
+/// # Errors
+/// As [`sync`].
+pub fn sync_first(
+    root: &Root,
+    destination: &str,
+    rules: SyncRules,
+    version: &Digest,
+    verify: bool,
+    source: &mut (impl Source + Send),
+) -> Result<(Change, Option<Rest>), CallError> {
     let mode = match rules.mode {
         SyncMode::Push => Mode::Push,
         SyncMode::Mirror => Mode::Mirror,
@@ -64,9 +83,14 @@ pub fn sync(
     with_place(root, destination, verify, |place| bring(place, rules, version, source))
 }
 
-fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut (impl Source + Send)) -> Result<Change, CallError> {
+fn bring(
+    place: &Destination<'_>,
+    rules: Rules,
+    version: &Digest,
+    source: &mut (impl Source + Send),
+) -> Result<(Change, Option<Rest>), CallError> {
     if let Some(applied) = place.unchanged(version, rules.mode).map_err(not_applied)? {
-        return Ok(change(applied, 0));
+        return Ok((change(applied, 0), None));
     }
     let manifest = match place.manifest(version).map_err(not_applied)? {
         Some(manifest) => manifest,
@@ -81,7 +105,8 @@ fn bring(place: &Destination<'_>, rules: Rules, version: &Digest, source: &mut (
         plan.begin_taking().map_err(not_applied)?;
         take(&plan, source)?;
     }
-    Ok(change(plan.switch().map_err(not_applied)?, bytes_sent))
+    let (applied, rest) = plan.switch_first().map_err(not_applied)?;
+    Ok((change(applied, bytes_sent), Some(rest)))
 }
 
 /// Takes the pack of what is missing, on several threads: to decompress, to hash and to write takes longer than to receive.

@@ -23,7 +23,17 @@ impl Plan {
     /// # Errors
     /// If contents are missing: then nothing is changed. If the file system refuses: before the first change nothing is changed, and after
     /// it the same call with a new plan goes on where this one ended.
-    pub fn switch(mut self) -> Result<Applied, ApplyError> {
+    pub fn switch(self) -> Result<Applied, ApplyError> {
+        let (applied, rest) = self.switch_first()?;
+        rest.finish();
+        Ok(applied)
+    }
+
+    /// As [`switch`](Self::switch), but what makes nothing right or wrong is left for afterwards: it is for who waits no longer.
+    ///
+    /// # Errors
+    /// As [`switch`](Self::switch).
+    pub fn switch_first(mut self) -> Result<(Applied, Rest), ApplyError> {
         let missing = self.taken().awaited.len();
         if missing > 0 {
             return Err(ApplyError::Missing(missing));
@@ -37,6 +47,7 @@ impl Plan {
             ledger::begin(&self.trees, &self.key, self.begun_place, &self.after)?;
         }
         let top = self.make_destination(&mut applied)?;
+        let walker = Walker::new(top.try_clone().map_err(failed("open", &"the destination"))?);
         let mut put = HashMap::new();
         if !self.steps.is_empty() {
             // Without it the tree before can not be had again, and that is all.
@@ -50,16 +61,13 @@ impl Plan {
             switched.and(synced)?;
             switching.directory_modes(&self)?;
             applied = switching.applied;
-            let staged = prepared.iter().filter_map(|one| Some((&self.manifest.entries().get(one.index)?.path, one.stamp?)));
-            put = index::look_again(staged, &mut switching.walker);
+            let staged = prepared.iter().filter_map(|one| Some((self.manifest.entries().get(one.index)?.path.clone(), one.stamp?)));
+            put = staged.collect();
         }
         if !self.is_recorded {
             ledger::settle(&self.trees, &self.key, self.begun_place)?;
         }
-        self.kept.prune();
-        self.write_index(&|path| put.get(path).copied());
-        self.staging.remove();
-        Ok(applied)
+        Ok((applied, Rest { plan: self, walker, put }))
     }
 
     /// Writes down how all that is Muster's looks now: `put` knows it of what was put, the survey of the rest.
@@ -95,6 +103,25 @@ impl Plan {
             dir = tree::enter(&dir, component).map_err(failed("open", destination))?;
         }
         Ok(dir)
+    }
+}
+
+/// What is left to do when a destination has become what it was to be. Not done, the next apply is slower, and does it.
+pub struct Rest {
+    pub(super) plan: Plan,
+    /// Of the destination.
+    pub(super) walker: Walker,
+    /// How the files looked that were put.
+    pub(super) put: HashMap<TreePath, (u64, Stamp)>,
+}
+
+impl Rest {
+    /// Removes what is not wanted any more, and writes down how all looks.
+    pub fn finish(mut self) {
+        self.plan.kept.prune();
+        let put = index::look_again(self.put.iter().map(|(path, look)| (path, *look)), &mut self.walker);
+        self.plan.write_index(&|path| put.get(path).copied());
+        self.plan.staging.remove();
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::{RenameFlags, renameat_with};
 
 use super::prepare::{Prepared, sync_all};
 use super::staging::{self, TREE, same_mount};
-use super::switch::set_mode;
+use super::switch::{Rest, set_mode};
 use super::{Applied, ApplyError, Mode, Plan, failed};
 use crate::bits::index::{self, is_same};
 use crate::bits::ledger::{self, Ledger};
@@ -57,8 +57,8 @@ impl Plan {
     }
 
     /// Puts the new tree together and switches to it.
-    pub(super) fn switch_whole(mut self, mut applied: Applied, prepared: &[Prepared]) -> Result<Applied, ApplyError> {
-        let looks = self.build(prepared)?;
+    pub(super) fn switch_whole(mut self, mut applied: Applied, prepared: &[Prepared]) -> Result<(Applied, Rest), ApplyError> {
+        let put = self.build(prepared)?;
         if !self.is_recorded {
             ledger::begin(&self.trees, &self.key, self.begun_place, &self.after)?;
         }
@@ -93,12 +93,8 @@ impl Plan {
         if !self.is_recorded {
             ledger::settle(&self.trees, &self.key, self.begun_place)?;
         }
-        self.kept.prune();
-        let mut walker = Walker::new(tree::enter(&above, destination.name()).map_err(failed("open", &shown))?);
-        let looks = index::look_again(looks.iter().map(|(path, look)| (path, *look)), &mut walker);
-        self.write_index(&|path| looks.get(path).copied());
-        self.staging.remove();
-        Ok(applied)
+        let walker = Walker::new(tree::enter(&above, destination.name()).map_err(failed("open", &shown))?);
+        Ok((applied, Rest { plan: self, walker, put }))
     }
 
     /// Keeps what is in the old tree, which is in the staging directory now, and not in the new one.
