@@ -7,6 +7,10 @@ use std::process::ExitCode;
 
 use muster::machine::exec::Environment;
 
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[expect(clippy::disallowed_methods, reason = "the agent's library reads no environment; it is given what it needs from here")]
 fn main() -> ExitCode {
     let name = std::env::args_os().next();
