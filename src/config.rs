@@ -8,10 +8,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::limits::{
-    CONFIG_BYTES_MAX, LOST_KEPT, LOST_KEPT_MAX, POLL_INTERVAL, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RUN_RECORDS_KEPT,
+    CONFIG_BYTES_MAX, DIAL_NETWORKS_MAX, LOST_KEPT, LOST_KEPT_MAX, POLL_INTERVAL, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RUN_RECORDS_KEPT,
     RUN_RECORDS_KEPT_DAYS_MAX, RUNS_AT_ONCE, RUNS_AT_ONCE_MAX, RUNS_KEPT_PER_AGENT, RUNS_KEPT_PER_AGENT_MAX, SESSIONS_CEILING,
     SESSIONS_MAX, STREAMS_CEILING, STREAMS_MAX,
 };
@@ -124,6 +125,9 @@ pub struct Ssh {
     /// Whether a machine of which no key is known is trusted the first time, and its key remembered.
     #[serde(default)]
     pub first_use: bool,
+    /// In which networks machines are dialled, whatever their names lead to. Unless set, everywhere but on this machine and on link-local,
+    /// multicast and unspecified addresses.
+    pub networks: Option<Vec<IpNet>>,
     /// The `muster-agent` that is placed where a policy allows it; beside this program unless set.
     pub program: Option<PathBuf>,
 }
@@ -307,6 +311,10 @@ impl Config {
             if ssh.keys.is_empty() && ssh.agent.is_none() {
                 return Some(("ssh.keys", "a key's file or an ssh-agent is needed".into()));
             }
+            let networks = ssh.networks.as_ref().map_or(1, Vec::len);
+            if !(1..=DIAL_NETWORKS_MAX).contains(&networks) {
+                return Some(("ssh.networks", format!("{networks} entries; there are to be 1 to {DIAL_NETWORKS_MAX}, or no such setting")));
+            }
             if ssh.certificate.is_some() && ssh.keys.is_empty() {
                 return Some(("ssh.certificate", "a certificate belongs to a key in `keys`".into()));
             }
@@ -401,6 +409,7 @@ mod tests {
             ("[bits]\nstreams_max = 0", "bits.streams_max"),
             ("[bits]\nbytes_per_second = 0", "bits.bytes_per_second"),
             ("[ssh]\nuser = \"u\"", "ssh.keys"),
+            ("[ssh]\nuser = \"u\"\nkeys = [\"k\"]\nnetworks = []", "ssh.networks"),
             ("[ssh]\nuser = \"\"\nkeys = [\"k\"]", "ssh.user"),
             ("[ssh]\nuser = \"u\"\nagent = \"a\"\ncertificate = \"c\"", "ssh.certificate"),
             ("[kept]\nruns_per_agent = 0", "kept.runs_per_agent"),

@@ -32,6 +32,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 use tower_http::request_id::PropagateRequestIdLayer;
@@ -64,6 +65,8 @@ pub struct Parts {
     pub segments: Segments,
     /// Releases in force.
     pub shelf: Arc<Shelf>,
+    /// Turns to send a manifest.
+    pub manifests: Semaphore,
     /// Agents.
     pub roster: Arc<Roster>,
     /// Provisioning.
@@ -128,6 +131,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(runs::show))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(poll::script))
         .routes(routes!(ops::healthz))
         .routes(routes!(ops::readyz))
         .routes(routes!(ops::metrics))

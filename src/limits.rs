@@ -19,6 +19,8 @@ pub const BODY_BYTES_MAX: usize = 256 * 1024;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an upload may pause between two pieces before it is given up.
 pub const UPLOAD_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long whoever is sent contents may take for one piece before no more is sent.
+pub const READER_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Rows in one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 500;
 /// Rows in one page of a listing, unless the caller says.
@@ -30,7 +32,7 @@ pub const PAGE_ROWS: u32 = 100;
 pub const AGENT_LABELS_MAX: usize = 32;
 /// Attributes that one agent gives of itself.
 pub const AGENT_ATTRIBUTES_MAX: usize = 64;
-/// Bytes in one attribute's value, an image's id, an address or a host key.
+/// Bytes in one attribute's value, an image's id, an address or an instance.
 pub const AGENT_TEXT_BYTES_MAX: usize = 1024;
 /// Executors of one agent.
 pub const AGENT_EXECUTORS_MAX: u32 = 1000;
@@ -68,6 +70,8 @@ pub const BAKED_MAX: usize = 32;
 pub const DIFFERENCES_KEPT: usize = 256;
 /// How long an answer waits for differences that are not known yet.
 pub const DIFFERENCES_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Callers that are sent contents by HTTP at once. They have turns of their own, so that they keep no agent waiting.
+pub const CONTENTS_READERS_MAX: usize = 16;
 /// How long it may take to be sent contents by HTTP.
 pub const CONTENTS_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -93,6 +97,8 @@ pub const CHUNKS_MAX: usize = 4_000_000;
 pub const CONTENTS_VERIFIED_BYTES: usize = 256 * 1024;
 /// Bytes in a bundle's manifest.
 pub const MANIFEST_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Manifests that are received at once, and as many that are read from the store: one takes several times its bytes while it is parsed.
+pub const MANIFESTS_AT_ONCE: usize = 4;
 /// Bytes in one file of a bundle.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 /// Bytes in one content as it is kept and sent: a file of at most so many is one, a larger one is cut into chunks.
@@ -250,8 +256,14 @@ pub const DIALS_AT_ONCE: usize = 32;
 pub const DIAL_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause before an agent that was not reached is dialled again.
 pub const DIAL_MAX: Duration = Duration::from_secs(60);
+/// For how long a link must have been open for its agent's pauses to begin again with the first.
+pub const DIAL_STEADY: Duration = Duration::from_secs(60);
 /// How long connecting to an agent may take.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long it may take from then on until a link is open, all steps together.
+pub const REACH_MAX: Duration = Duration::from_secs(180);
+/// Networks of which the configuration may say that they are dialled.
+pub const DIAL_NETWORKS_MAX: usize = 256;
 /// How long it may take to look for `muster-agent` on a machine, or to place it there.
 pub const PROBE_MAX: Duration = Duration::from_secs(120);
 /// Bytes of what a machine says meanwhile that are kept.
@@ -306,7 +318,8 @@ pub const RELAUNCH_MAX: Duration = Duration::from_secs(60);
 pub const RELAUNCH_STEADY: Duration = Duration::from_secs(60);
 /// How long what was launched has to end by itself before it is killed.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
-/// Bytes of what was launched writes that are kept; as many again are kept of what came before.
+/// Bytes of what was launched writes that are kept, and of what an agent that `link` started logs; as many again are kept of what came
+/// before.
 pub const LAUNCHED_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// For how long a run's log lines gather before they are stored and shown to whoever follows.
@@ -397,5 +410,6 @@ const _: () = {
             && RUN_CALLS <= RUN_CALLS_MAX
     );
     assert!(LAUNCH_MAX.as_millis() > 2 * STOP_GRACE.as_millis(), "what ran has its time to end");
+    assert!(REACH_MAX.as_millis() > PROBE_MAX.as_millis() + SESSION_SILENCE_MAX.as_millis(), "a step's own limit says what was slow");
     assert!(SESSION_SILENCE_MAX.as_millis() > 2 * SESSION_PING_INTERVAL.as_millis(), "one lost ping does not lose a session");
 };

@@ -4,8 +4,9 @@
 //! before it is seen here. Heartbeats are gathered and written in batches: after a crash an agent is at worst thought of as silent for a
 //! little longer than it was, and each gets a fresh lease when the server starts.
 //!
-//! Registering is in [`admission`], missing agents in [`leases`]. Deciding what to run is `provision`'s.
+//! Registering is in [`admission`], where agents are dialled in `addresses`, missing agents in [`leases`]. Deciding what to run is `provision`'s.
 
+mod addresses;
 pub mod admission;
 pub mod agent;
 pub mod leases;
@@ -39,6 +40,8 @@ pub struct Roster {
     due_changed: Notify,
     dialled: Mutex<HashSet<String>>,
     dialled_changed: Notify,
+    /// Held while an agent takes an address at which it is dialled.
+    addressing: tokio::sync::Mutex<()>,
     sessions: AtomicI64,
     /// When leases were last looked at.
     looked_us: AtomicI64,
@@ -64,6 +67,9 @@ pub struct Settings {
     /// Whether this server dials agents.
     pub dials: bool,
 }
+
+/// How the reason of an agent begins that can not be dialled.
+pub const NOT_REACHED: &str = "it is not reached by ssh";
 
 /// Why an agent is due to be looked at. A later one counts for more: it overrules a pause before a retry, for instance.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +130,7 @@ impl Roster {
             due_changed: Notify::new(),
             dialled: Mutex::new(dialled),
             dialled_changed: Notify::new(),
+            addressing: tokio::sync::Mutex::default(),
             sessions: AtomicI64::new(0),
             looked_us: AtomicI64::new(now),
         })

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -16,7 +17,9 @@ use crate::credential::{self, Holder};
 use crate::http::compat::Compat;
 use crate::http::{self, App, Parts};
 use crate::journal::now_us;
-use crate::limits::{BOOTS_KEPT, BOOTS_KEPT_PER_LABEL, DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, SESSION_PING_INTERVAL, STOP_GRACE};
+use crate::limits::{
+    BOOTS_KEPT, BOOTS_KEPT_PER_LABEL, DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, MANIFESTS_AT_ONCE, SESSION_PING_INTERVAL, STOP_GRACE,
+};
 use crate::link::ssh;
 use crate::link::ssh::login::Identity;
 use crate::machine::root::replace;
@@ -123,6 +126,7 @@ impl Server {
             blobs,
             segments,
             shelf,
+            manifests: Semaphore::new(MANIFESTS_AT_ONCE),
             roster: Arc::clone(&roster),
             provision: Arc::clone(&provision),
             metrics,
@@ -187,6 +191,7 @@ fn ssh_settings(ssh: &Ssh) -> Result<ssh::login::Settings, Failure> {
         known_hosts: ssh.known_hosts.clone(),
         authorities,
         first_use: ssh.first_use,
+        networks: ssh.networks.clone(),
         connect_timeout: DIAL_TIMEOUT,
         keepalive_interval: SESSION_PING_INTERVAL,
     })

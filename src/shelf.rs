@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::bits::contents::Bundle;
 use crate::bits::manifest::Manifest;
 use crate::journal::now_us;
-use crate::limits::{MANIFEST_BYTES_MAX, MODULE_BYTES_MAX};
+use crate::limits::{MANIFEST_BYTES_MAX, MANIFESTS_AT_ONCE, MODULE_BYTES_MAX};
 use crate::names::{BundleName, Digest, LabelName, ModuleName, TeamName};
 use crate::policy::{LabelPolicy, ModuleRef, PolicyError, differences};
 use crate::sandbox::{CompileError, Module, Sandbox};
@@ -37,6 +38,8 @@ pub struct Shelf {
     lately: Mutex<Vec<Module>>,
     /// One change at a time; readers do not wait.
     changing: tokio::sync::Mutex<()>,
+    /// Turns to read a manifest.
+    reading: Semaphore,
     differences: Differences,
 }
 
@@ -143,6 +146,7 @@ impl Shelf {
             in_force: ArcSwap::default(),
             lately: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            reading: Semaphore::new(MANIFESTS_AT_ONCE),
             differences: Differences::default(),
         };
         let mut in_force = BTreeMap::new();
@@ -346,28 +350,33 @@ impl Shelf {
     async fn make_ready(&self, policy: &LabelPolicy) -> Result<Ready, ShelfError> {
         let digest = policy.module.digest.ok_or_else(|| ShelfError::Unknown("the policy's module is not pinned".into()))?;
         let module = self.module(digest).await?;
-        let known = self.in_force.load();
         let mut bundles: BTreeMap<BundleName, Bundle> = BTreeMap::new();
         for reference in &policy.bundles {
             let version = reference.version.ok_or_else(|| ShelfError::Unknown("the policy's bundle is not pinned".into()))?;
-            let ready = known.values().filter_map(|release| release.ready.as_ref().ok());
-            let bundle = ready.filter_map(|ready| ready.bundles.get(&reference.name)).find(|bundle| bundle.version == version);
-            let bundle = match bundle {
-                Some(bundle) => bundle.clone(),
-                None => self.bundle(&reference.name, version).await?,
-            };
-            bundles.insert(reference.name.clone(), bundle);
+            bundles.insert(reference.name.clone(), self.bundle(&reference.name, version).await?);
         }
         Ok(Ready { module, bundles })
     }
 
-    /// Loads a version of a bundle.
+    /// Loads a version of a bundle, unless a release in force has it.
     ///
     /// # Errors
     /// When it is not there whole, or the store fails.
     pub async fn bundle(&self, name: &BundleName, version: Digest) -> Result<Bundle, ShelfError> {
+        let loaded = {
+            let releases = self.in_force.load();
+            let ready = releases.values().filter_map(|release| release.ready.as_ref().ok());
+            ready.filter_map(|ready| ready.bundles.get(name)).find(|bundle| bundle.version == version).cloned()
+        };
+        if let Some(bundle) = loaded {
+            return Ok(bundle);
+        }
+        // The semaphore is never closed.
+        let _turn = self.reading.acquire().await.ok();
         let text = self.blobs.get(&version, MANIFEST_BYTES_MAX).await?;
-        let manifest = Manifest::parse(&text).map_err(|_| ShelfError::Damaged(name.to_string()))?;
+        // A large one takes seconds.
+        let parsed = tokio::task::spawn_blocking(move || Manifest::parse(&text)).await;
+        let manifest = parsed.ok().and_then(Result::ok).ok_or_else(|| ShelfError::Damaged(name.to_string()))?;
         let contents = self.segments.of(&manifest).await?;
         Ok(Bundle::new(name.clone(), manifest, contents))
     }

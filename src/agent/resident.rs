@@ -26,6 +26,7 @@ use super::session::{Ending, SessionError, serve_on};
 use super::state::State;
 use super::supervise::{Pace, Supervisor};
 use super::{AgentError, Signals};
+use crate::limits::{ACCEPT_PAUSE, LAUNCHED_LOG_BYTES_MAX};
 use crate::link::frames::Launched;
 use crate::link::stream::Messages;
 use crate::machine::exec::Environment;
@@ -34,6 +35,7 @@ use crate::machine::with_causes;
 
 const SOCKET_NAME: &str = "link.sock";
 const LOG_NAME: &str = "agent.log";
+const OLD_LOG_NAME: &str = "agent.log.1";
 /// How long an agent that `link` started has to listen.
 const START_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether it does.
@@ -169,7 +171,15 @@ pub(super) async fn listen(machine: Arc<Machine>, instance: String, ending: Endi
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (stream, _) = accepted.map_err(AgentError::Link)?;
+                let (stream, _) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Too many open files, say: what was launched goes on, and so does the session that is open.
+                        tracing::warn!("a session can not be accepted: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                };
                 drop(serving.take());
                 let (machine, instance, ending) = (machine.clone(), instance.clone(), ending.clone());
                 serving = Some(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -186,6 +196,9 @@ pub(super) async fn listen(machine: Arc<Machine>, instance: String, ending: Endi
                 if !machine.root.is_in_place() {
                     return Err(AgentError::RootGone(machine.root.path().display().to_string()));
                 }
+                if let Err(error) = turn_over_log(&machine.root) {
+                    tracing::debug!("`.muster/{LOG_NAME}`: {error}");
+                }
                 let busy = serving.as_ref().is_some_and(|task| !task.is_finished());
                 if busy || *machine.supervisor.state().borrow() != Launched::Nothing {
                     idle_since = Instant::now();
@@ -195,6 +208,21 @@ pub(super) async fn listen(machine: Arc<Machine>, instance: String, ending: Endi
             }
         }
     }
+}
+
+/// Puts the log of an agent that `link` started away when it is large. The file stays, since that agent writes to it.
+fn turn_over_log(root: &Root) -> io::Result<()> {
+    let log = match root.state().open_with(LOG_NAME, OpenOptions::new().write(true)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    if log.metadata()?.len() < LAUNCHED_LOG_BYTES_MAX {
+        return Ok(());
+    }
+    // On a full disk lines are lost rather than kept for ever.
+    let copied = root.state().copy(LOG_NAME, root.state(), OLD_LOG_NAME);
+    log.set_len(0)?;
+    copied.map(drop)
 }
 
 /// Runs the command that the arguments name; none if they name none.
@@ -224,4 +252,26 @@ pub(super) async fn run(args: &[OsString], environment: Environment) -> Option<R
         },
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_large_is_put_away_and_goes_on_from_its_beginning() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::open(directory.path(), &[]).unwrap();
+        turn_over_log(&root).unwrap();
+        let (log, old) = (directory.path().join(".muster/agent.log"), directory.path().join(".muster/agent.log.1"));
+        let mut file = root.state().open_with(LOG_NAME, OpenOptions::new().create(true).append(true)).unwrap();
+        io::Write::write_all(&mut file, b"small").unwrap();
+        turn_over_log(&root).unwrap();
+        assert!(!old.exists());
+        file.set_len(LAUNCHED_LOG_BYTES_MAX).unwrap();
+        turn_over_log(&root).unwrap();
+        io::Write::write_all(&mut file, b"new").unwrap();
+        assert_eq!(root.state().read(LOG_NAME).unwrap(), b"new");
+        assert_eq!((log.metadata().unwrap().len(), old.metadata().unwrap().len()), (3, LAUNCHED_LOG_BYTES_MAX));
+    }
 }

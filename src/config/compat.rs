@@ -34,6 +34,9 @@ pub struct DynaSlave {
     pub networks: Vec<IpNet>,
     /// The file of a token that a call needs as well.
     pub token_file: Option<PathBuf>,
+    /// Whether a caller may have another host dialled than its own.
+    #[serde(default)]
+    pub any_host: bool,
     /// What is put before an agent's name, with a `-`; nothing if it is empty.
     #[serde(default = "dynaslave_prefix")]
     pub prefix: String,

@@ -7,13 +7,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use crate::api::{Act, Agent as Shown, AgentDetail, AgentState, Baked, BakedState, Page, Run};
+use crate::api::{Act, Agent as Shown, AgentDetail, AgentState, Baked, BakedState, LinkKind, Page, Run};
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::problem::{Chain, Fault};
 use crate::http::receive::{Asked, Name, OptionalJson, page};
 use crate::limits::{AGENT_TEXT_BYTES_MAX, DIFFERENCES_WAIT_MAX, EVENTS_KEPT_PER_AGENT};
 use crate::link::frames::Launched;
+use crate::link::ssh::host::Host;
 use crate::names::{AgentName, Digest, LabelName};
 use crate::roster::agent::{Agent, View};
 use crate::shelf::Release;
@@ -296,7 +297,8 @@ async fn halt(app: &App, agent: &Arc<Agent>, state: AgentState, cause: String) -
     Ok(axum::Json(shown(agent.view())))
 }
 
-/// Removes an agent: its credential is revoked and its name is free.
+/// Removes an agent: its credential is revoked and its name is free. If it is dialled, the host key that was trusted at its first use is
+/// forgotten.
 #[utoipa::path(
     delete, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), request_body = Act,
     responses((status = 204), (status = "4XX", body = crate::api::Problem))
@@ -310,5 +312,9 @@ pub(crate) async fn remove(
     let agent = find(&app, &person, &name)?;
     let cause = cause(&person, "removed", act)?;
     app.roster.give_up(&agent, &cause, |row| row.state != AgentState::Gone).await?;
+    let claims = agent.view().claims;
+    if let (LinkKind::Ssh, Some(Ok(host))) = (claims.link, claims.address.as_deref().map(str::parse::<Host>)) {
+        app.store.forget_host_key(&host.to_string()).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -7,6 +7,8 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use bytes::Bytes;
 use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::{Bundle, ContentsAsked, ContentsMissing, ContentsStored, Page};
 use crate::bits::contents::Packing;
@@ -14,10 +16,10 @@ use crate::bits::manifest::Manifest;
 use crate::bits::pack::{Opener, PackError, Packed, Unpacker};
 use crate::http::App;
 use crate::http::access::Person;
-use crate::http::problem::Fault;
+use crate::http::problem::{Chain, Fault};
 use crate::http::receive::{Asked, Name, Names, Paging, Pieces, body, json, page};
 use crate::journal::now_us;
-use crate::limits::{CHUNKS_MAX, CONTENTS_VERIFIED_BYTES, DIGESTS_ASKED_MAX, MANIFEST_BYTES_MAX};
+use crate::limits::{CHUNKS_MAX, CONTENTS_TIMEOUT, CONTENTS_VERIFIED_BYTES, DIGESTS_ASKED_MAX, MANIFEST_BYTES_MAX, READER_STALL_TIMEOUT};
 use crate::names::{BundleName, Digest, TeamName};
 use crate::store::bundles::BundleRow;
 use crate::store::segments::SegmentWriter;
@@ -152,6 +154,8 @@ pub(crate) async fn push(
     content: Body,
 ) -> Result<(StatusCode, axum::Json<Bundle>), Fault> {
     let team = person.team_for(asked.team)?;
+    // Before the body is taken: while its turn has not come, it waits with the caller. The semaphore is never closed.
+    let _turn = app.manifests.acquire().await.ok();
     let text = body(content, MANIFEST_BYTES_MAX).await?;
     // A large one takes seconds.
     let bytes = text.clone();
@@ -258,7 +262,7 @@ pub(crate) async fn send(
         return Err(Fault::unprocessable("contents", "the body is a list of numbers of four bytes each"));
     }
     find(&app, &person, &name, &version).await?;
-    let bundle = app.shelf.bundle(&name, version).await?;
+    let mut bundle = app.shelf.bundle(&name, version).await?;
     let known = u32::try_from(bundle.manifest.contents().len()).unwrap_or(u32::MAX);
     let (mut wanted, mut seen) = (Vec::with_capacity(asked.len() / 4), HashSet::new());
     for index in asked.chunks(4) {
@@ -266,11 +270,34 @@ pub(crate) async fn send(
         wanted
             .push(index.ok_or_else(|| Fault::unprocessable("contents", "an index is not one of the manifest's contents, or comes twice"))?);
     }
+    bundle.contents = app.segments.for_readers(bundle.contents);
     let packing = Packing::new(&bundle, wanted).await;
-    let pieces = futures_util::stream::try_unfold(packing, async |mut packing| {
-        Ok::<_, std::io::Error>(packing.next().await.map_err(std::io::Error::other)?.map(|piece| (piece, packing)))
+    let (sender, pieces) = mpsc::channel(1);
+    // In a task of its own, which ends, and with it the caller's turn, whether the caller goes on to read or not.
+    tokio::spawn(async move {
+        if tokio::time::timeout(CONTENTS_TIMEOUT, give(packing, &sender)).await.is_err() {
+            let _ = sender.try_send(Err(std::io::Error::from(std::io::ErrorKind::TimedOut)));
+        }
     });
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(pieces)))
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(ReceiverStream::new(pieces))))
+}
+
+/// Gives a pack to whoever reads it, as long as they do. One that is cut off lacks its end, by which that is seen.
+async fn give(mut packing: Packing, reader: &mpsc::Sender<std::io::Result<Bytes>>) {
+    loop {
+        let piece = match packing.next().await {
+            Ok(Some(piece)) => Ok(piece),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "contents that a caller asked for can not be sent");
+                Err(std::io::Error::other(error))
+            }
+        };
+        let is_last = piece.is_err();
+        if reader.send_timeout(piece, READER_STALL_TIMEOUT).await.is_err() || is_last {
+            return;
+        }
+    }
 }
 
 async fn find(app: &App, person: &Person, name: &BundleName, version: &Digest) -> Result<BundleRow, Fault> {

@@ -48,7 +48,7 @@ impl Compat {
         let dynaslave = config.dynaslave.as_ref().map(|section| {
             let secret = secret("compat.dynaslave.token_file", section.token_file.as_deref())?;
             let door = Door::new(visitors::DYNASLAVE, &section.team, &section.labels, &section.default_labels, &section.networks, secret);
-            Ok::<_, String>(dynaslave::Rules { door, prefix: section.prefix.clone() })
+            Ok::<_, String>(dynaslave::Rules { door, prefix: section.prefix.clone(), any_host: section.any_host })
         });
         let swarm = config.swarm.as_ref().map(|section| {
             let secret = secret("compat.swarm.token_file", section.token_file.as_deref())?;

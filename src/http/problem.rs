@@ -193,6 +193,9 @@ impl From<AdmissionError> for Fault {
                 .with_hint(format!("another name, or wait until it is lost; `muster agent remove {name}` frees it at once")),
             AdmissionError::OtherName(_) => Self::conflict("other-name", text),
             AdmissionError::NotDialled => Self::unprocessable("not-dialled", text).with_hint("an admin adds `[ssh]` to muster.toml"),
+            AdmissionError::AddressTaken(_) => Self::conflict("address-taken", text).with_hint(
+                "an admin finds it with `muster agent ls`; `muster agent remove` frees its address at once, and one that is lost makes way for its own team's",
+            ),
             AdmissionError::Full => Self::new(StatusCode::SERVICE_UNAVAILABLE, "full", text).later(60),
             AdmissionError::Store(error) => error.into(),
         }

@@ -76,7 +76,8 @@ async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
 async fn greet(stream: &mut SplitStream<WebSocket>) -> Result<Launched, String> {
     let first = tokio::time::timeout(SESSION_SILENCE_MAX, stream.next()).await.map_err(|_| "no greeting came".to_owned())?;
     let Some(Ok(Ws::Text(text))) = first else { return Err("it did not begin with a greeting".into()) };
-    greeting(&text)
+    // Which start of the program it is, its registration says.
+    greeting(&text).map(|greeting| greeting.launched)
 }
 
 async fn receive(app: &App, agent: &Arc<Agent>, session: &Session, mut stream: SplitStream<WebSocket>) -> String {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bits::contents::{Bundle, Packing};
-use crate::limits::{NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PIECE_BYTES};
+use crate::limits::{AGENT_TEXT_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PIECE_BYTES};
 use crate::link::Link;
 use crate::link::frames::{Answer, Call, Channel, Data, FrameError, FromAgent, Launched, Message, PROTOCOL, ToAgent, decode, encode};
 use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules, with_causes};
@@ -55,13 +55,27 @@ pub enum Event {
     Draining(String),
 }
 
-/// Reads an agent's greeting: how what was launched is.
+/// What an agent says first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// Which start of the agent program it is.
+    pub instance: String,
+    /// What was launched, and how it is.
+    pub launched: Launched,
+}
+
+/// Reads an agent's greeting.
 ///
 /// # Errors
 /// Why the session can not begin.
-pub fn greeting(text: &str) -> Result<Launched, String> {
+pub fn greeting(text: &str) -> Result<Greeting, String> {
     match decode(text) {
-        Ok(FromAgent::Hello { protocol: PROTOCOL, launched, .. }) => Ok(launched),
+        Ok(FromAgent::Hello { protocol: PROTOCOL, instance, .. })
+            if instance.len() > AGENT_TEXT_BYTES_MAX || instance.contains(char::is_control) =>
+        {
+            Err(format!("its instance has more than {AGENT_TEXT_BYTES_MAX} bytes, or holds control characters"))
+        }
+        Ok(FromAgent::Hello { protocol: PROTOCOL, instance, launched, .. }) => Ok(Greeting { instance, launched }),
         Ok(FromAgent::Hello { protocol, version, .. }) => {
             let version = version.get(..version.floor_char_boundary(NAME_BYTES_MAX)).unwrap_or_default().escape_default();
             Err(format!("muster-agent {version} speaks session protocol {protocol}, this server {PROTOCOL}"))

@@ -21,7 +21,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bits::contents::Bundle;
-use crate::limits::{COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, OUTPUT_BYTES_MAX, SHELL_ANSWER_BYTES_MAX, SHELL_LOOK_INTERVAL, STDIN_BYTES_MAX};
+use crate::limits::{
+    COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, SHELL_ANSWER_BYTES_MAX, SHELL_LOOK_INTERVAL, STDIN_BYTES_MAX,
+};
 use crate::link::Link;
 use crate::link::frames::Launched;
 use crate::link::quote::{self, NulError};
@@ -107,16 +109,18 @@ impl Shell {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Ends what an earlier link left under way, and sees that the machine has what steps need. To be called before anything else.
+    /// Ends what an earlier link left under way, and sees that the machine has what steps need; answers which start of the machine it is.
+    /// To be called before anything else.
     ///
     /// # Errors
     /// When it lacks something, or the steps fail.
-    pub async fn begin(&self) -> Result<(), CallError> {
-        let text = [self.call(&["muster_sweep", self.root()])?, self.call(&["muster_lacks"])?].concat();
-        let lacks = self.ask_text(&text, Input::None).await?;
+    pub async fn begin(&self) -> Result<String, CallError> {
+        let text = [self.call(&["muster_sweep", self.root()])?, self.call(&["muster_boot"])?, self.call(&["muster_lacks"])?].concat();
+        let answer = self.ask_text(&text, Input::None).await?;
+        let (boot, lacks) = answer.split_once('\n').ok_or_else(odd)?;
         let lacks: Vec<_> = lacks.split_whitespace().take(30).map(|word| word.escape_default().to_string()).collect();
         if lacks.is_empty() {
-            return Ok(());
+            return Ok(boot.chars().filter(|letter| !letter.is_control()).take(NAME_BYTES_MAX).collect());
         }
         Err(CallError::Other(format!(
             "the machine lacks {}; install it, or muster-agent, which needs none of it",

@@ -19,7 +19,7 @@ pub(super) struct FirstRun {
 impl FirstRun {
     /// Looks at an agent before a run; none if a run of the label has succeeded already.
     pub(super) fn of(view: &View, label: &LabelName) -> Option<Self> {
-        let instance = view.claims.instance.clone();
+        let instance = view.row.instance.clone();
         let mut labels = match view.row.booted.instance == instance {
             true => view.row.booted.labels.clone(),
             false => BTreeSet::new(),

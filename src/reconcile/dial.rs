@@ -6,18 +6,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{AgentState, LinkKind};
 use crate::journal::now_us;
-use crate::limits::{DIAL_FIRST, DIAL_MAX, DIALS_AT_ONCE};
+use crate::limits::{DIAL_FIRST, DIAL_MAX, DIAL_STEADY, DIALS_AT_ONCE, REACH_MAX};
 use crate::link::ssh::host::{Host, HostKey};
 use crate::link::ssh::login::Settings;
 use crate::link::ssh::remote::{self, Opened};
 use crate::link::ssh::transport::{Connection, connect};
 use crate::machine::with_causes;
 use crate::roster::agent::Agent;
-use crate::roster::{Roster, Why};
+use crate::roster::{NOT_REACHED, Roster, Why};
 use crate::shelf::Shelf;
 use crate::store::Store;
 
@@ -68,9 +69,12 @@ impl Dialler {
             };
             match dialled {
                 Ok((opened, connection)) => {
-                    pause = DIAL_FIRST;
+                    let since = Instant::now();
                     self.serve(agent, opened).await;
                     connection.close().await;
+                    if since.elapsed() >= DIAL_STEADY {
+                        pause = DIAL_FIRST;
+                    }
                 }
                 Err(why) => self.tell(agent, &why).await,
             }
@@ -99,9 +103,16 @@ impl Dialler {
             tracing::warn!(agent = %agent.name(), host = %host, key = key.fingerprint(), "the key of {host} is trusted from now on, at its first use");
             self.store.remember_host_key(&host.to_string(), &key.to_string(), now_us()).await.map_err(|error| error.to_string())?;
         }
+        if let Some(other) = self.roster.led_to(agent, connection.place()) {
+            connection.close().await;
+            let place = connection.place();
+            return Err(format!(
+                "at {place} lives agent `{other}` of others, which registered before; remove the one that is not to be there"
+            ));
+        }
         let placed = claims.labels.iter().filter_map(|label| self.shelf.release(label)).any(|release| release.policy.place_agent);
         let program = self.program.as_deref().filter(|_| placed);
-        match remote::open(&connection, &claims.root, program).await {
+        match remote::open(&connection, &claims.root, program, REACH_MAX).await {
             Ok(opened) => Ok((opened, connection)),
             Err(error) => {
                 connection.close().await;
@@ -120,11 +131,23 @@ impl Dialler {
 
     async fn serve(&self, agent: &Arc<Agent>, opened: Opened) {
         let link = Arc::clone(&opened.link);
+        let why = match self.roster.reached(agent, &opened.instance).await {
+            Ok(true) => Why::Restarted,
+            Ok(false) => Why::Heard,
+            // What is not known of it can not be trusted to be there: it is dialled again.
+            Err(error) => {
+                tracing::error!(agent = %agent.name(), %error, "that agent {} is reached could not be stored", agent.name());
+                return;
+            }
+        };
         self.roster.open_link(agent, Arc::clone(&link), Some(opened.launched.clone()));
-        if let Err(error) = self.roster.reached(agent).await {
-            tracing::error!(agent = %agent.name(), %error, "that agent {} is reached could not be stored", agent.name());
+        // It may have been given up just now: it can not stay.
+        if agent.state() == AgentState::Gone {
+            let _ = link.drain("the agent is gone").await;
+            self.roster.close_link(agent, &link, "the agent is gone");
+        } else {
+            self.roster.wake(agent, why);
         }
-        self.roster.wake(agent, Why::Heard);
         let view = agent.view();
         if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) {
             let _ = link.drain(&view.row.reason).await;
@@ -143,7 +166,7 @@ impl Dialler {
     /// Says why an agent is not reached, where a person looks.
     async fn tell(&self, agent: &Agent, why: &str) {
         tracing::warn!(agent = %agent.name(), why, "agent {} is not reached by ssh: {why}", agent.name());
-        let reason = format!("it is not reached by ssh: {why}");
+        let reason = format!("{NOT_REACHED}: {why}");
         let told = self.roster.change(agent, |row| (row.state == AgentState::Registered && row.reason != reason).then_some(reason));
         if let Err(error) = told.await {
             tracing::error!(agent = %agent.name(), %error, "why agent {} is not reached could not be stored", agent.name());

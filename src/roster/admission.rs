@@ -9,17 +9,21 @@ use crate::api::{AgentState, LinkKind, Register, Registered, RegisteredAgent};
 use crate::credential::{self, Holder};
 use crate::journal::now_us;
 use crate::limits::{
-    AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, AGENTS_MAX, BAKED_MAX, PATH_BYTES_MAX,
-    POLL_JITTER_SHARE,
+    AGENT_ATTRIBUTES_MAX, AGENT_EXECUTORS_MAX, AGENT_LABELS_MAX, AGENT_TEXT_BYTES_MAX, AGENTS_MAX, BAKED_MAX, HOST_KEY_BYTES_MAX,
+    PATH_BYTES_MAX, POLL_JITTER_SHARE,
 };
 use crate::link::ssh::host::{Host, HostKey};
 use crate::names::{Digest, LabelName};
+use crate::roster::addresses::Admitted;
 use crate::roster::agent::Agent;
-use crate::roster::{Roster, Why};
+use crate::roster::{NOT_REACHED, Roster, Why};
 use crate::store::StoreError;
 use crate::store::agents::AgentRow;
 use crate::store::boots::Booted;
 use crate::store::tokens::TokenRow;
+
+/// Why an agent begins anew whose program is another than before.
+const ANEW: &str = "the agent program was started anew";
 
 /// The path at which a session is opened.
 pub const SESSION_PATH: &str = "/v1/session";
@@ -47,6 +51,9 @@ pub enum AdmissionError {
     /// It wants to be dialled, and this server dials nobody.
     #[error("this server dials no agents: its configuration has no section `[ssh]`")]
     NotDialled,
+    /// Another living agent is dialled at that address.
+    #[error("another agent lives at the address `{0}`")]
+    AddressTaken(Host),
     /// There is no room for another agent.
     #[error("this server holds {AGENTS_MAX} agents, and no more")]
     Full,
@@ -80,7 +87,6 @@ fn check(claims: &Register, dials: bool) -> Result<(), AdmissionError> {
         ("os", Some(&claims.os)),
         ("arch", Some(&claims.arch)),
         ("image", claims.image.as_ref()),
-        ("ssh_host_key", claims.ssh_host_key.as_ref()),
         ("instance", claims.instance.as_ref()),
     ];
     let attributes = claims.attributes.iter().flat_map(|(name, value)| [("attributes", Some(name)), ("attributes", Some(value))]);
@@ -88,6 +94,9 @@ fn check(claims: &Register, dials: bool) -> Result<(), AdmissionError> {
         if text.is_some_and(|text| text.len() > AGENT_TEXT_BYTES_MAX || text.contains(char::is_control)) {
             return wrong(field, format!("at most {AGENT_TEXT_BYTES_MAX} bytes, and no control characters"));
         }
+    }
+    if claims.ssh_host_key.as_ref().is_some_and(|key| key.len() > HOST_KEY_BYTES_MAX || key.contains(char::is_control)) {
+        return wrong("ssh_host_key", format!("at most {HOST_KEY_BYTES_MAX} bytes, and no control characters"));
     }
     if claims.baked.len() > BAKED_MAX || claims.baked.iter().any(|baked| baked.destination.len() > PATH_BYTES_MAX) {
         return wrong("baked", format!("at most {BAKED_MAX}, with destinations of at most {PATH_BYTES_MAX} bytes"));
@@ -141,6 +150,8 @@ impl Roster {
         } else if self.agents().by_id.len() >= AGENTS_MAX {
             return Err(AdmissionError::Full);
         }
+        let admitted = Admitted { token: &token.id, team: token.team.as_ref(), labels: &token.labels };
+        let _address = self.take_address(&claims, admitted).await?;
         let made = credential::make(Holder::Agent, credential::new_id());
         let now = now_us();
         let cause = "it registered";
@@ -201,42 +212,55 @@ impl Roster {
     }
 
     async fn admit_again(&self, agent: &Arc<Agent>, token: &TokenRow, claims: Register) -> Result<Registered, AdmissionError> {
+        let admitted = Admitted { token: &token.id, team: token.team.as_ref(), labels: &token.labels };
+        let _address = self.take_address(&claims, admitted).await?;
         let made = credential::make(Holder::Agent, agent.id.clone());
         let text = kept(&claims)?;
         let (labels, hash, token_id, team) = (claims.labels.clone(), made.hash, token.id.clone(), token.team.clone());
+        let instance = claims.instance.clone();
         self.change(agent, |row| {
             row.credential_hash = hash;
             row.token_id = token_id;
             row.team = team;
             row.claims = text;
             row.labels = labels;
-            // The same machine, from its beginning: whatever had been decided of its earlier life is looked at anew.
-            if row.state != AgentState::Quarantined {
-                row.state = AgentState::Registered;
-            }
             row.drained = None;
-            row.releases.clear();
-            row.attempt = 0;
-            row.retry_at_us = None;
-            Some("it registered again: the answer to its first registration was lost".into())
+            Some(begun_anew(row, instance, "it registered again: the answer to its first registration was lost"))
         })
         .await?;
-        agent.live().claims = claims;
         agent.heard();
+        // The link is of the kind that it was opened as.
         self.end_former_life(agent);
+        agent.live().claims = claims;
         self.wake(agent, Why::Restarted);
         self.dial(agent);
         Ok(self.answer(agent, Some(made.text)))
     }
 
-    /// Notes that an agent that may be lost was reached by dialling it.
+    /// Notes that an agent that may be lost was reached by dialling it, and which start of its program answered. If that is another than was
+    /// known, what it was brought to may be gone: it begins anew, but for what a person decided. Answers whether it does.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn reached(&self, agent: &Agent) -> Result<(), StoreError> {
+    pub async fn reached(&self, agent: &Agent, instance: &str) -> Result<bool, StoreError> {
         agent.heard();
-        let found = |row: &mut AgentRow| (row.state == AgentState::Lost).then(|| found_again(row, "it is reached again"));
-        self.change(agent, found).await.map(drop)
+        let mut is_another = false;
+        let reached = |row: &mut AgentRow| {
+            if row.state == AgentState::Gone {
+                return None;
+            }
+            is_another = row.instance.as_deref() != Some(instance);
+            if is_another {
+                let why = if row.instance.is_some() { ANEW } else { "it is reached" };
+                return Some(begun_anew(row, Some(instance.to_owned()), why));
+            }
+            (row.state == AgentState::Lost).then(|| found_again(row, "it is reached again"))
+        };
+        self.change(agent, reached).await?;
+        if is_another {
+            self.end_former_life(agent);
+        }
+        Ok(is_another)
     }
 
     /// Ends what an earlier start of the agent program left: its session may look open until its silence is noticed.
@@ -308,10 +332,13 @@ impl Roster {
         if claims.labels != row.labels {
             allowed(&claims.labels, &token_labels(row.token_id.clone()).await?)?;
         }
+        let moved = (claims.link, &claims.address, &claims.root) != (before.link, &before.address, &before.root);
+        let admitted = Admitted { token: &row.token_id, team: row.team.as_ref(), labels: &claims.labels };
+        let _address = if moved { self.take_address(&claims, admitted).await? } else { None };
         let restarted = claims.instance != before.instance;
         let relabelled = claims.labels != row.labels;
         let text = kept(&claims)?;
-        let labels = claims.labels.clone();
+        let (labels, instance) = (claims.labels.clone(), claims.instance.clone());
         self.change(agent, |row| {
             row.claims = text;
             row.labels = labels;
@@ -319,13 +346,9 @@ impl Roster {
                 let changed = "what it says of itself has changed";
                 return Some(if row.state == AgentState::Lost { found_again(row, changed) } else { changed.into() });
             }
-            if row.state != AgentState::Quarantined {
-                row.state = AgentState::Registered;
-            }
+            // Whoever starts the program again wants work done.
             row.drained = None;
-            row.releases.clear();
-            row.attempt = 0;
-            Some("the agent program was started anew".into())
+            Some(begun_anew(row, instance, ANEW))
         })
         .await?;
         // The link is of the kind that it was opened as.
@@ -359,13 +382,27 @@ impl Roster {
                 name: agent.name.to_string(),
                 labels: live.row.labels.iter().map(ToString::to_string).collect(),
                 state: live.row.state,
-                reason: Some(live.row.reason.clone()),
+                // Why it is not reached tells of the server's own files and of what is near it: people see that.
+                reason: Some(if live.row.reason.starts_with(NOT_REACHED) {
+                    format!("{NOT_REACHED}; an admin sees why")
+                } else {
+                    live.row.reason.clone()
+                }),
             },
             credential,
             poll_after_ms: u64::try_from(self.settings.poll.mul_f64(jitter).as_millis()).unwrap_or(u64::MAX),
             session: wanted.then(|| SESSION_PATH.to_owned()),
         }
     }
+}
+
+/// Has an agent begin anew with another start of its program: whatever it was brought to may be gone. Answers why.
+fn begun_anew(row: &mut AgentRow, instance: Option<String>, why: &str) -> String {
+    row.instance = instance;
+    row.releases.clear();
+    row.attempt = 0;
+    row.retry_at_us = None;
+    if row.state == AgentState::Quarantined { why.to_owned() } else { found_again(row, why) }
 }
 
 /// Brings a lost agent back to where it was before: drained, if a person had drained it. Answers why.

@@ -1,6 +1,7 @@
 //! One agent as memory holds it: its row, its session, and who has it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -48,6 +49,8 @@ pub(super) struct Live {
     pub(super) row: AgentRow,
     pub(super) claims: Register,
     pub(super) link: Option<Arc<dyn Link>>,
+    /// Where dialling it led to the last time.
+    pub(super) led_to: Option<SocketAddr>,
     /// What it polls, if that is its link.
     polled: Option<Polled>,
     pub(super) launched: Option<Launched>,
@@ -88,6 +91,7 @@ impl Agent {
                 row,
                 claims,
                 link: None,
+                led_to: None,
                 polled: None,
                 launched: None,
                 ending: CancellationToken::new(),

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use crate::limits::STORE_BATCH_ROWS;
 use crate::names::Digest;
-use crate::store::columns::{number, parsed, places};
+use crate::store::columns::{number, parsed, places, to_bigint};
 use crate::store::{Result, Store};
 
 /// Where a content lies.
@@ -20,6 +20,15 @@ pub struct Place {
     pub frame_bytes: u32,
     /// The bytes of the content.
     pub size: u32,
+}
+
+/// What of a segment can not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// What does not end within so many bytes; a segment that is missing has none.
+    Beyond(u64),
+    /// One content.
+    One(Digest),
 }
 
 impl Store {
@@ -45,6 +54,23 @@ impl Store {
             query.execute(&mut *tx).await?;
         }
         Ok(tx.commit().await?)
+    }
+
+    /// Forgets contents that can not be read: of a segment what lies beyond its length, or one that is not at its place what it was. Answers
+    /// how many there were.
+    ///
+    /// # Errors
+    /// The database is not available.
+    pub async fn forget_contents(&self, segment: i64, gone: Gone) -> Result<u64> {
+        let query = match gone {
+            Gone::Beyond(bytes) => {
+                sqlx::query("DELETE FROM contents WHERE segment = $1 AND place + frame_bytes > $2").bind(segment).bind(to_bigint(bytes))
+            }
+            Gone::One(digest) => {
+                sqlx::query("DELETE FROM contents WHERE segment = $1 AND digest = $2").bind(segment).bind(digest.to_string())
+            }
+        };
+        Ok(query.execute(&self.write).await?.rows_affected())
     }
 
     /// Answers for each digest where its content lies, in their order; none if there is no such content.

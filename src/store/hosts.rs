@@ -27,4 +27,13 @@ impl Store {
         }
         Ok(tx.commit().await?)
     }
+
+    /// Forgets the key of a host, if one is remembered.
+    ///
+    /// # Errors
+    /// The database is not available.
+    pub async fn forget_host_key(&self, host: &str) -> Result<()> {
+        sqlx::query("DELETE FROM ssh_hosts WHERE host = $1").bind(host).execute(&self.write).await?;
+        Ok(())
+    }
 }

@@ -2,12 +2,12 @@
 //!
 //! A content counts as soon as a row says where it lies, and that is written when its segment is on the disk. What a server that was cut
 //! off had not written whole is deleted at the next start. A whole segment without a row stays: the database may be another than before,
-//! by mistake.
+//! by mistake. A content that can not be read any more loses its row, so that the next push of a bundle that holds it brings it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +20,17 @@ use tokio::time::Instant;
 
 use crate::bits::contents::Contents;
 use crate::bits::manifest::Manifest;
-use crate::bits::pack::Packed;
-use crate::limits::{SEGMENT_BYTES, SEGMENTS_AT_HAND, SEGMENTS_STORED_AT_ONCE};
+use crate::bits::pack::{Opener, PackError, Packed};
+use crate::limits::{CONTENTS_READERS_MAX, SEGMENT_BYTES, SEGMENTS_AT_HAND, SEGMENTS_STORED_AT_ONCE};
 use crate::names::Digest;
 use crate::store::blobs::{BlobError, Blobs};
-use crate::store::contents::Place;
+use crate::store::contents::{Gone, Place};
 use crate::store::{Store, StoreError};
+
+/// What to do about contents that are lost.
+const PUSH_AGAIN: &str = "push the bundles that hold them again, and they are uploaded";
+/// Bytes of a frame up to which a content is verified where it is read.
+const VERIFIED_HERE_BYTES: usize = 32 * 1024;
 
 /// Why contents were not stored.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +66,7 @@ struct Shared {
     at_hand: Mutex<Vec<(i64, Arc<OnceCell<Bytes>>)>>,
     read_bytes: AtomicU64,
     turns: Arc<Semaphore>,
+    reader_turns: Arc<Semaphore>,
     bytes_per_second: Option<u64>,
     /// Until when what was given out of the bandwidth lasts.
     given_until: Mutex<Instant>,
@@ -94,6 +100,7 @@ impl Segments {
             at_hand: Mutex::default(),
             read_bytes: AtomicU64::new(0),
             turns: Arc::new(Semaphore::new(sending.streams_max)),
+            reader_turns: Arc::new(Semaphore::new(CONTENTS_READERS_MAX)),
             bytes_per_second: sending.bytes_per_second,
             given_until: Mutex::new(Instant::now()),
         };
@@ -117,7 +124,13 @@ impl Segments {
             let place = place.filter(|place| u64::from(place.size) == *size).ok_or(BlobError::Missing(*digest))?;
             places.push((*digest, place));
         }
-        Ok(Arc::new(Placed { segments: self.clone(), places }))
+        let verified = places.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(Arc::new(Placed { segments: self.clone(), places, verified, moved: Mutex::default() }))
+    }
+
+    /// The same contents for somebody who is no agent, with turns of their own: a caller that is slow to read keeps no agent waiting.
+    pub fn for_readers(&self, contents: Arc<dyn Contents>) -> Arc<dyn Contents> {
+        Arc::new(ForReaders { contents, turns: Arc::clone(&self.shared.reader_turns) })
     }
 
     /// How many bytes were read from segments since the start.
@@ -149,6 +162,37 @@ impl Segments {
         });
         Ok(read.await?.clone())
     }
+
+    /// One content from its place, compressed; or what of the segment is lost.
+    async fn packed(&self, digest: Digest, place: Place) -> io::Result<Result<Packed, Lost>> {
+        let segment = match self.segment(place.segment).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err(Lost { gone: Gone::Beyond(0), how: "is missing" })),
+            read => read?,
+        };
+        let end = (place.offset as usize).saturating_add(place.frame_bytes as usize);
+        let Some(frame) = segment.get(place.offset as usize..end) else {
+            return Ok(Err(Lost { gone: Gone::Beyond(segment.len() as u64), how: "was cut off" }));
+        };
+        // A copy: whoever is slow to take it would otherwise keep the whole segment.
+        Ok(Ok(Packed { digest, size: place.size, frame: Bytes::copy_from_slice(frame) }))
+    }
+
+    /// Forgets what is lost of a segment.
+    async fn forget(&self, segment: i64, Lost { gone, how }: Lost) {
+        match self.shared.store.forget_contents(segment, gone).await {
+            // Others found it at the same time.
+            Ok(0) => {}
+            Ok(contents) => tracing::error!(contents, "the segment {} {how}: {contents} contents are lost; {PUSH_AGAIN}", path(segment)),
+            Err(error) => tracing::error!(%error, "the segment {} {how}, and that could not be stored", path(segment)),
+        }
+    }
+}
+
+/// What of a segment is lost.
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    gone: Gone,
+    how: &'static str,
 }
 
 fn path(segment: i64) -> object_store::path::Path {
@@ -214,6 +258,70 @@ impl SegmentWriter {
 struct Placed {
     segments: Segments,
     places: Vec<(Digest, Place)>,
+    /// Which were found to be what they should be.
+    verified: Vec<AtomicBool>,
+    /// Those that were lost, and have come again.
+    moved: Mutex<HashMap<u32, Place>>,
+}
+
+impl Placed {
+    /// A content from a place, which is verified the first time; or what of the segment is lost.
+    async fn read_at(&self, index: u32, digest: Digest, place: Place) -> io::Result<Result<Packed, Lost>> {
+        let packed = match self.segments.packed(digest, place).await? {
+            Ok(packed) => packed,
+            lost => return Ok(lost),
+        };
+        let verified = self.verified.get(index as usize).ok_or(io::ErrorKind::NotFound)?;
+        if verified.load(Ordering::Relaxed) {
+            return Ok(Ok(packed));
+        }
+        let opened = packed.clone();
+        let open = move || Ok::<_, PackError>(Opener::new()?.open(&opened, &mut Vec::new()));
+        // Most are small, and done before another thread would have begun.
+        let opened = match packed.frame.len() <= VERIFIED_HERE_BYTES {
+            true => open(),
+            false => tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?,
+        };
+        if opened.map_err(io::Error::other)?.is_err() {
+            return Ok(Err(Lost { gone: Gone::One(digest), how: "is damaged" }));
+        }
+        verified.store(true, Ordering::Relaxed);
+        Ok(Ok(packed))
+    }
+
+    fn moved(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Place>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What others read of a version of a bundle, in turns of their own.
+struct ForReaders {
+    contents: Arc<dyn Contents>,
+    turns: Arc<Semaphore>,
+}
+
+#[async_trait::async_trait]
+impl Contents for ForReaders {
+    fn group(&self, index: u32) -> u64 {
+        self.contents.group(index)
+    }
+
+    fn at_hand(&self, groups: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
+        self.contents.at_hand(groups)
+    }
+
+    async fn read(&self, index: u32) -> io::Result<Packed> {
+        self.contents.read(index).await
+    }
+
+    async fn turn(&self) -> Box<dyn Send + Sync> {
+        // The semaphore is never closed.
+        Box::new(Arc::clone(&self.turns).acquire_owned().await.ok())
+    }
+
+    async fn pace(&self, bytes: usize) {
+        self.contents.pace(bytes).await;
+    }
 }
 
 #[async_trait::async_trait]
@@ -229,11 +337,24 @@ impl Contents for Placed {
 
     async fn read(&self, index: u32) -> io::Result<Packed> {
         let (digest, place) = *self.places.get(index as usize).ok_or(io::ErrorKind::NotFound)?;
-        let segment = self.segments.segment(place.segment).await?;
-        let end = (place.offset as usize).saturating_add(place.frame_bytes as usize);
-        let frame = segment.get(place.offset as usize..end).ok_or_else(|| io::Error::other("the segment was cut off"))?;
-        // A copy: whoever is slow to take it would otherwise keep the whole segment.
-        Ok(Packed { digest, size: place.size, frame: Bytes::copy_from_slice(frame) })
+        let mut place = self.moved().get(&index).copied().unwrap_or(place);
+        loop {
+            let lost = match self.read_at(index, digest, place).await? {
+                Ok(packed) => return Ok(packed),
+                Err(lost) => lost,
+            };
+            // It may have come again since this version was loaded.
+            let now = self.segments.shared.store.places(&[digest]).await.map_err(io::Error::other)?.into_iter().flatten().next();
+            if let Some(now) = now.filter(|now| *now != place && now.size == place.size) {
+                self.moved().insert(index, now);
+                place = now;
+                continue;
+            }
+            if now == Some(place) {
+                self.segments.forget(place.segment, lost).await;
+            }
+            return Err(io::Error::other(format!("the server's segment {} {}; {PUSH_AGAIN}", path(place.segment), lost.how)));
+        }
     }
 
     async fn turn(&self) -> Box<dyn Send + Sync> {

@@ -14,7 +14,7 @@ use crate::house::{House, Plan, eventually};
 /// A server that dials with a key that is not there, so that no machine is reached.
 const SSH: &str = "[ssh]\nuser = \"builds\"\nkeys = [\"/nowhere/key\"]\n";
 const DYNASLAVE: &str = "[compat.dynaslave]\nteam = \"media\"\nlabels = [\"StandardSlave\", \"linux\"]\ndefault_labels = [\"dynamic\"]\n\
-    networks = [\"127.0.0.1/32\"]\n";
+    networks = [\"127.0.0.1/32\"]\nany_host = true\n";
 const SWARM: &str = "[compat.swarm]\nteam = \"media\"\nlabels = [\"linux\", \"large\"]\ndefault_labels = [\"swarm\"]\n\
     networks = [\"127.0.0.0/8\"]\n";
 
@@ -249,6 +249,22 @@ async fn what_would_reach_a_command_line_or_leave_its_place_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_has_no_other_host_dialled_than_its_own_unless_an_admin_says_so() {
+    let house = plan(&DYNASLAVE.replace("any_host = true\n", "")).start().await;
+    let nobody = house.client(None);
+    for other in ["127.0.0.2", "10.0.0.7", "127.0.0.2:7700", "[::1]"] {
+        let problem = nobody.get(&create("build7", other, "&labels=linux")).await.problem(403);
+        assert_eq!((&problem["code"], problem["hint"].as_str().unwrap().contains("any_host")), (&json!("hostname"), true), "{problem}");
+    }
+    nobody.get(&create("build7", "no-such-host.invalid", "&labels=linux")).await.problem(422);
+    assert_eq!(names(&house).await, [""; 0]);
+    // What is dialled is its address, whatever the name leads to later.
+    nobody.get(&create("build7", "localhost:2222", "&labels=linux")).await.done();
+    nobody.get(&create("build7", "127.0.0.1:2222", "&labels=linux")).await.done();
+    assert_eq!(house.admin().get("/v1/agents/dynaslave-build7").await.expect(200)["agent"]["address"], "127.0.0.1:2222");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_asks_again_stays_who_it_is_and_a_name_is_not_taken_from_a_living_one() {
     let house = plan(DYNASLAVE).start().await;
     let nobody = house.client(None);
@@ -362,7 +378,10 @@ async fn a_swarm_client_changes_its_own_labels_within_those_that_are_listed() {
     let nobody = house.client(None);
     let change = async |path: &str| nobody.send(Method::POST, &format!("/plugin/swarm/{path}"), &[], "").await;
     let text = |labels: &str| format!("<labelResponse><labels>{labels}</labels></labelResponse>");
+    let seen = async || house.admin().get("/v1/agents/build7").await.expect(200)["agent"]["last_seen_us"].clone();
+    let before = seen().await;
     assert_eq!(nobody.get("/plugin/swarm/getSlaveLabels?name=build7").await.text, text("linux swarm"));
+    assert_eq!(seen().await, before, "what only asks is a word of it");
     assert_eq!(change("removeSlaveLabels?name=build7&labels=linux+swarm+").await.text, text("swarm"));
     assert_eq!(change("addSlaveLabels?name=build7&labels=large+linux+").await.text, text("swarm large linux"));
     change("addSlaveLabels?name=build7&labels=secret").await.problem(403);

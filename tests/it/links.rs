@@ -22,7 +22,7 @@ use muster::bits::apply::Mode;
 use muster::bits::contents::{Bundle, Contents, DirectoryContents};
 use muster::bits::pack::Packed;
 use muster::bits::scan::scan;
-use muster::limits::OUTPUT_BYTES_MAX;
+use muster::limits::{OUTPUT_BYTES_MAX, REACH_MAX};
 use muster::link::Link;
 use muster::link::frames::Message;
 use muster::link::session::Session;
@@ -123,7 +123,7 @@ async fn ssh() -> Option<Far> {
     fs::create_dir_all(&bin).unwrap();
     symlink(env!("CARGO_BIN_EXE_muster-agent"), bin.join("muster-agent")).unwrap();
     let (connection, _) = connect(&sshd.settings(), &sshd.host(), Some(&sshd.key("host_ed25519")), None).await.unwrap();
-    let opened = remote::open(&connection, root.path().to_str().unwrap(), None).await.unwrap();
+    let opened = remote::open(&connection, root.path().to_str().unwrap(), None, REACH_MAX).await.unwrap();
     let link = Arc::clone(&opened.link);
     let (said, _) = mpsc::channel(1);
     let driving = tokio::spawn(async move {
@@ -138,7 +138,7 @@ async fn ssh_alone() -> Option<Far> {
     let sshd = Sshd::start("")?;
     let root = TempDir::new().unwrap();
     let (connection, _) = connect(&sshd.settings(), &sshd.host(), Some(&sshd.key("host_ed25519")), None).await.unwrap();
-    let opened = remote::open(&connection, root.path().to_str().unwrap(), None).await.unwrap();
+    let opened = remote::open(&connection, root.path().to_str().unwrap(), None, REACH_MAX).await.unwrap();
     let link = Arc::clone(&opened.link);
     let (said, _) = mpsc::channel(1);
     let driving = tokio::spawn(async move {

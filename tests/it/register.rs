@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use futures_util::SinkExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Connection as _;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use crate::house::{Answer, Client, House, TEAM, claims, eventually};
 
@@ -80,6 +83,7 @@ async fn claims_that_can_not_be_so_are_refused_by_their_field() {
         ("root", json!("/srv\u{0}")),
         ("os", json!("li\nnux")),
         ("image", json!("x".repeat(2000))),
+        ("ssh_host_key", json!("x".repeat(5000))),
         ("attributes", json!({"a": "\u{7}"})),
         ("attributes", Value::Object(many)),
     ] {
@@ -276,4 +280,36 @@ async fn a_poll_of_a_ready_agent_writes_nothing() {
     // The clockwork's own, at most: heartbeats of all agents together, and the last lines of the run.
     let commits = seen.lock().unwrap().len();
     assert!(commits <= 4, "{commits} commits during 20 polls");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_key_of_the_longest_kind_fits() {
+    let house = House::plan().poll(LONG).start().await;
+    let mut claims = claims("web-1", &["linux"]);
+    // As long as an RSA key of 16384 bits is.
+    claims["ssh_host_key"] = format!("ssh-rsa {}", "A".repeat(2740)).into();
+    house.client(Some(&house.join_token(&["linux"]).await)).post("/v1/register", claims).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_a_machine_that_registers_again_with_another_link_is_counted_no_more() {
+    let house = House::plan().poll(LONG).start().await;
+    let joining = house.client(Some(&house.join_token(&["linux"]).await));
+    let mut claims = claims("web-1", &["linux"]);
+    let registered = register_with_key(&joining, &claims, "a-secret-of-the-machine").await.expect(201);
+    let url = format!("ws{}/v1/session", house.url().strip_prefix("http").unwrap());
+    let mut request = url.into_client_request().unwrap();
+    let bearer = format!("Bearer {}", registered["credential"].as_str().unwrap());
+    request.headers_mut().insert("authorization", bearer.parse().unwrap());
+    let (mut session, _) = tokio_tungstenite::connect_async(request).await.unwrap();
+    let hello = json!({"frame": "hello", "protocol": 2, "version": "1", "instance": "one", "launched": {"is": "nothing"}});
+    session.send(Message::text(hello.to_string())).await.unwrap();
+    let sessions = async |count: u32| {
+        let counted = async || house.admin().get("/metrics").await.text.contains(&format!("muster_sessions {count}\n")).then_some(());
+        eventually(counted).await.unwrap_or_else(|| panic!("there are not {count} sessions"));
+    };
+    sessions(1).await;
+    claims["link"] = "poll".into();
+    register_with_key(&joining, &claims, "a-secret-of-the-machine").await.expect(201);
+    sessions(0).await;
 }

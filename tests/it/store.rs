@@ -4,19 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use muster::api::{AgentState, TokenKind};
 use muster::bits::contents::{Bundle, Packing};
 use muster::bits::manifest::{Entry, Kind, Manifest};
 use muster::bits::pack::Packer;
-use muster::limits::{BOOT_IMAGES_SHOWN_MAX, SECRET_BYTES_MAX};
+use muster::limits::{BOOT_IMAGES_SHOWN_MAX, CONTENTS_READERS_MAX, SECRET_BYTES_MAX};
 use muster::names::Digest;
 use muster::store::agents::AgentRow;
 use muster::store::blobs::{BlobError, Blobs};
 use muster::store::boots::{Boot, Booted, ImageRow};
 use muster::store::bundles::BundleRow;
 use muster::store::clear::{Cleared, Kept};
+use muster::store::contents::{Gone, Place};
 use muster::store::labels::NewRelease;
 use muster::store::modules::ModuleRow;
 use muster::store::runs::{LogRow, RunEnd, RunFilter, RunRow};
@@ -70,6 +73,7 @@ on_each_database!(
     boots_are_summed_up_by_image_and_the_costliest_is_first,
     boots_that_are_old_or_too_many_are_cleared,
     a_version_that_is_there_is_opened_again,
+    what_is_lost_and_what_is_not_known_any_more_is_forgotten,
 );
 
 fn page(limit: u32) -> PageAsked {
@@ -608,6 +612,26 @@ async fn a_version_that_is_there_is_opened_again(url: &str) {
     assert_eq!(two.token("a").await.unwrap(), Some(token("a")));
 }
 
+async fn what_is_lost_and_what_is_not_known_any_more_is_forgotten(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let digests: Vec<Digest> = (0..4_u8).map(|at| Digest::of(&[at])).collect();
+    let place = |segment, offset| Place { segment, offset, frame_bytes: 10, size: 20 };
+    let places = [place(1, 0), place(1, 10), place(1, 20), place(2, 20)];
+    store.insert_contents(&digests.iter().copied().zip(places).collect::<Vec<_>>()).await.unwrap();
+    let there = async || store.places(&digests).await.unwrap().iter().map(Option::is_some).collect::<Vec<_>>();
+    assert_eq!(store.forget_contents(1, Gone::Beyond(20)).await.unwrap(), 1);
+    assert_eq!(there().await, [true, true, false, true]);
+    assert_eq!(store.forget_contents(2, Gone::One(digests[0])).await.unwrap(), 0, "it lies elsewhere");
+    assert_eq!(store.forget_contents(1, Gone::One(digests[0])).await.unwrap(), 1);
+    assert_eq!(store.forget_contents(1, Gone::Beyond(0)).await.unwrap(), 1);
+    assert_eq!(there().await, [false, false, false, true]);
+    store.remember_host_key("one", "key", 1).await.unwrap();
+    store.forget_host_key("one").await.unwrap();
+    store.forget_host_key("one").await.unwrap();
+    assert_eq!(store.host_key("one").await.unwrap(), None);
+    store.remember_host_key("one", "other", 2).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_url_of_another_kind_is_refused() {
     for url in ["mysql://localhost/muster", "muster.db", ""] {
@@ -688,9 +712,7 @@ async fn contents_are_kept_together_and_given_out_as_they_came() {
     let (store, all) = segments(directory.path()).await;
     let mut packer = Packer::new().unwrap();
     // Enough of what does not get smaller for more than one segment.
-    let contents: Vec<Vec<u8>> = (0..300_u64)
-        .map(|at| (0..4000).flat_map(|n| Digest::of(&[at, n].map(u64::to_le_bytes).concat()).as_bytes()[..4].to_vec()).collect())
-        .collect();
+    let contents: Vec<Vec<u8>> = (0..300).map(noise).collect();
     let packed: Vec<_> = contents.iter().map(|content| packer.pack(Digest::of(content), content).unwrap()).collect();
     let mut writer = all.writer();
     for packed in &packed {
@@ -725,6 +747,96 @@ async fn contents_are_kept_together_and_given_out_as_they_came() {
     let other = Kind::File { size: 1, mtime: 0, digest: Digest::of(b"?"), chunks: Box::default() };
     let other = Manifest::new(vec![Entry { path: "a".parse().unwrap(), mode: 0o644, kind: other }]).unwrap();
     assert!(matches!(all.of(&other).await, Err(SegmentError::Blob(BlobError::Missing(_)))));
+}
+
+/// A content that does not get smaller when it is compressed.
+fn noise(seed: u64) -> Vec<u8> {
+    (0..4000).flat_map(|n| Digest::of(&[seed, n].map(u64::to_le_bytes).concat()).as_bytes()[..4].to_vec()).collect()
+}
+
+#[tokio::test]
+async fn what_is_lost_of_a_segment_is_told_missing_and_read_again_when_it_has_come_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, all) = segments(directory.path()).await;
+    let contents: Vec<Vec<u8>> = (0..3).map(noise).collect();
+    let mut packer = Packer::new().unwrap();
+    let packed: Vec<_> = contents.iter().map(|content| packer.pack(Digest::of(content), content).unwrap()).collect();
+    let digests: Vec<Digest> = packed.iter().map(|packed| packed.digest).collect();
+    let write = async || {
+        let mut writer = all.writer();
+        for (packed, place) in packed.iter().zip(store.places(&digests).await.unwrap()) {
+            if place.is_none() {
+                writer.add(packed).await.unwrap();
+            }
+        }
+        writer.finish().await.unwrap();
+    };
+    let there = async || store.places(&digests).await.unwrap().iter().map(Option::is_some).collect::<Vec<_>>();
+    let file = async || {
+        let segment = store.places(&digests).await.unwrap()[2].unwrap().segment;
+        directory.path().join(format!("segments/{segment:016x}"))
+    };
+    let entries = contents.iter().zip(["a", "b", "c"]).map(|(content, path)| {
+        let kind = Kind::File { size: content.len() as u64, mtime: 0, digest: Digest::of(content), chunks: Box::default() };
+        Entry { path: path.parse().unwrap(), mode: 0o644, kind }
+    });
+    let manifest = Manifest::new(entries.collect()).unwrap();
+    let index = |at: usize| manifest.content_index(&digests[at]).unwrap();
+    write().await;
+    // A bit of the second is another; then the third is cut off; then nothing is there.
+    let mut bytes = std::fs::read(file().await).unwrap();
+    bytes[packed[0].frame.len() + 1000] ^= 1;
+    std::fs::write(file().await, &bytes).unwrap();
+    let given = all.of(&manifest).await.unwrap();
+    assert_eq!(given.read(index(0)).await.unwrap(), packed[0]);
+    let lost = given.read(index(1)).await.unwrap_err().to_string();
+    assert!(lost.contains("is damaged; push the bundles"), "{lost}");
+    assert_eq!(there().await, [true, false, true]);
+    assert!(given.read(index(1)).await.is_err());
+    write().await;
+    // Who had it at hand before reads it from where it is now.
+    assert_eq!(given.read(index(1)).await.unwrap(), packed[1]);
+
+    bytes.truncate(bytes.len() - 1);
+    std::fs::write(file().await, &bytes).unwrap();
+    let (_, all) = segments(directory.path()).await;
+    let given = all.of(&manifest).await.unwrap();
+    assert!(given.read(index(2)).await.unwrap_err().to_string().contains("was cut off; push"));
+    assert_eq!(there().await, [true, true, false]);
+    write().await;
+    assert_eq!(given.read(index(2)).await.unwrap(), packed[2]);
+
+    for segment in std::fs::read_dir(directory.path().join("segments")).unwrap() {
+        std::fs::remove_file(segment.unwrap().path()).unwrap();
+    }
+    let (_, all) = segments(directory.path()).await;
+    let given = all.of(&manifest).await.unwrap();
+    for at in 0..3 {
+        assert!(given.read(index(at)).await.unwrap_err().to_string().contains("is missing; push"));
+    }
+    assert_eq!(there().await, [false; 3]);
+    write().await;
+    for (at, packed) in packed.iter().enumerate() {
+        assert_eq!(given.read(index(at)).await.unwrap(), *packed);
+    }
+}
+
+#[tokio::test]
+async fn callers_who_read_keep_no_agent_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, all) = segments(directory.path()).await;
+    let agents = all.of(&Manifest::new(Vec::new()).unwrap()).await.unwrap();
+    let readers = all.for_readers(Arc::clone(&agents));
+    let mut held = Vec::new();
+    for _ in 0..CONTENTS_READERS_MAX {
+        held.push(readers.turn().await);
+    }
+    assert!(readers.turn().now_or_never().is_none());
+    let agent = agents.turn().now_or_never().expect("the only turn of agents is taken");
+    assert!(agents.turn().now_or_never().is_none());
+    held.pop();
+    assert!(readers.turn().now_or_never().is_some());
+    drop(agent);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ const SECTION: &str = "compat.dynaslave";
 pub(super) struct Rules {
     pub(super) door: Door,
     pub(super) prefix: String,
+    pub(super) any_host: bool,
 }
 
 /// What the script says of its machine.
@@ -42,7 +43,8 @@ pub(crate) struct Create {
     #[serde(default)]
     #[param(required = false)]
     labels: String,
-    /// The host to dial. If it is empty, the address from which the call comes.
+    /// The host to dial, and perhaps a port. If it is empty, the address from which the call comes; and another host only if
+    /// `compat.dynaslave.any_host` is set.
     #[serde(default)]
     #[param(required = false)]
     hostname: String,
@@ -59,7 +61,7 @@ pub(crate) struct Create {
 pub(crate) async fn create(State(app): State<App>, request: Request) -> Result<StatusCode, Fault> {
     let rules = app.compat.dynaslave.as_ref().ok_or_else(|| off(SECTION))?;
     let address = rules.door.enter(&request)?;
-    let claims = rules.claims(asked(request).await?, address)?;
+    let claims = rules.claims(asked(request).await?, address).await?;
     rules.door.visit(&app, claims).await?;
     Ok(StatusCode::OK)
 }
@@ -88,11 +90,14 @@ pub(crate) async fn computer(State(app): State<App>, Name(name): Name<AgentName>
 }
 
 impl Rules {
-    fn claims(&self, asked: Create, caller: IpAddr) -> Result<Register, Fault> {
+    async fn claims(&self, asked: Create, caller: IpAddr) -> Result<Register, Fault> {
         let wrong = |field, problem: String| Fault::unprocessable("claim", format!("{field}: {problem}"));
         let host = match asked.hostname.as_str() {
             "" => caller.to_string(),
-            named => named.parse::<Host>().map_err(|error| wrong("hostname", error.to_string()))?.to_string(),
+            named => {
+                let host = named.parse::<Host>().map_err(|error| wrong("hostname", error.to_string()))?;
+                if self.any_host { host } else { own(&host, caller).await? }.to_string()
+            }
         };
         Ok(Register {
             name: self.named(&asked.name).map_err(|error| wrong("name", error.to_string()))?,
@@ -118,4 +123,15 @@ impl Rules {
         let has_it = text.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('-'));
         if self.prefix.is_empty() || has_it { Ok(name) } else { format!("{}-{name}", self.prefix).parse() }
     }
+}
+
+/// The caller's own address, with the port of a host that leads there. What is dialled is never what the name may lead to later.
+async fn own(host: &Host, caller: IpAddr) -> Result<Host, Fault> {
+    let found = tokio::net::lookup_host((host.name(), host.port())).await;
+    let mut found = found.map_err(|error| Fault::unprocessable("claim", format!("hostname: `{host}` can not be resolved: {error}")))?;
+    if !found.any(|address| address.ip().to_canonical() == caller) {
+        let fault = Fault::forbidden("hostname", format!("`{host}` is not {caller}, from where the call comes"));
+        return Err(fault.with_hint("leave `hostname` empty; or an admin sets `any_host = true` in `[compat.dynaslave]` of muster.toml"));
+    }
+    Ok(host.at(caller))
 }

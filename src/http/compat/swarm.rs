@@ -4,6 +4,8 @@
 //! with its labels, and asks again each time its connection fails, which is its word. It can be provisioned if the server may dial its
 //! machine by ssh; otherwise it waits, and says for what.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, header};
 use serde::Deserialize;
@@ -13,6 +15,7 @@ use crate::http::App;
 use crate::http::compat::{Door, asked, off};
 use crate::http::problem::Fault;
 use crate::names::{AgentName, LabelName, NameError};
+use crate::roster::agent::Agent;
 use crate::store::agents::AgentRow;
 
 const SECTION: &str = "compat.swarm";
@@ -101,7 +104,8 @@ pub(crate) async fn create(State(app): State<App>, request: Request) -> Result<S
     responses((status = 200, body = String, content_type = "text/xml"), (status = "4XX", body = crate::api::Problem))
 )]
 pub(crate) async fn labels(State(app): State<App>, request: Request) -> Result<Xml, Fault> {
-    relabel(&app, request, |labels, _| labels).await
+    let (_, agent, _) = caller(&app, request).await?;
+    Ok(document(&agent.view().claims.labels))
 }
 
 /// Gives a Swarm client's agent more labels.
@@ -131,19 +135,29 @@ pub(crate) async fn remove_labels(State(app): State<App>, request: Request) -> R
 /// Changes the labels of the caller's own agent, and answers them. `change` makes those to have of those that are there and those that are
 /// asked for.
 async fn relabel(app: &App, request: Request, change: impl FnOnce(String, &str) -> String) -> Result<Xml, Fault> {
+    let (rules, agent, asked) = caller(app, request).await?;
+    let mut claims = agent.view().claims;
+    let labels = rules.door.labels(&change(joined(&claims.labels), &asked.labels))?;
+    claims.labels.clone_from(&labels);
+    rules.door.visit(app, claims).await?;
+    Ok(document(&labels))
+}
+
+/// The caller's own agent, and what is asked.
+async fn caller(app: &App, request: Request) -> Result<(&Rules, Arc<Agent>, Labels), Fault> {
     let rules = app.compat.swarm.as_ref().ok_or_else(|| off(SECTION))?;
     let address = rules.door.enter(&request)?.to_string();
     let asked: Labels = asked(request).await?;
     let name = named(&asked.name)?;
     let agent = app.roster.visitor(&name, SECTION, &address);
     let agent = agent.ok_or_else(|| Fault::not_found("missing", format!("no agent `{name}` came as a Swarm client from {address}")))?;
-    let mut claims = agent.view().claims;
-    let labels = rules.door.labels(&change(joined(&claims.labels), &asked.labels))?;
-    claims.labels.clone_from(&labels);
-    rules.door.visit(app, claims).await?;
+    Ok((rules, agent, asked))
+}
+
+fn document(labels: &[LabelName]) -> Xml {
     // Names hold nothing that would have to be escaped.
-    let text = format!("<labelResponse><labels>{}</labels></labelResponse>", joined(&labels));
-    Ok(([(header::CONTENT_TYPE, "text/xml")], text))
+    let text = format!("<labelResponse><labels>{}</labels></labelResponse>", joined(labels));
+    ([(header::CONTENT_TYPE, "text/xml")], text)
 }
 
 fn joined(labels: &[LabelName]) -> String {

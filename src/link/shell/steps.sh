@@ -361,6 +361,15 @@ muster_sweep() {
     set -f
 }
 
+# muster_boot: prints which start of the machine it is, or of the container, on one line.
+muster_boot() {
+    m_since=0
+    m_stat 1
+    m_line=
+    read -r m_line 2>/dev/null </proc/sys/kernel/random/boot_id
+    printf 'boot %s %s\n' "$m_line" "$m_since"
+}
+
 # muster_lacks: prints what steps need and is not on this machine, a word on a line.
 muster_lacks() {
     for m_part in cat chmod cut date dd env head id ln mkdir mktemp mv od readlink rm rmdir sha256sum sleep stat tail tar touch tr wc; do
@@ -1018,6 +1027,7 @@ muster_staged() {
 #   move DIR NAME...                      t/DIR/NAME is put in DIR; NAME may be a directory with all that is in it, where there is none
 #   whole                                 before all others: DEST is not there yet, and all that is made ready becomes DEST at once
 #   mode MODE DIR NAME...                 of files or directories
+#   restore MODE DIR NAME...              of directories, where they are there still
 #   mtime MTIME DIR NAME...
 #   stale DIR NAME...                     files and symlinks that are no longer wanted are removed
 #   staledir DIR NAME...                  directories likewise, if they are empty
@@ -1106,6 +1116,7 @@ m_ready() {
         m_said=$(umask "$m_umask" && mkdir -p -- "$@" 2>&1) || m_failed "$m_said" "$m_dir"
     }
     mode() { :; }
+    restore() { :; }
     mtime() { :; }
     stale() { :; }
     staledir() { :; }
@@ -1231,6 +1242,17 @@ m_put() {
             [ -d "./$m_path" ] || m_changed=$((m_changed + 1))
         done
         m_said=$(chmod -- "$m_mode" "$@" 2>&1) || m_failed "$m_said" "$PWD"
+    }
+    restore() {
+        m_octal "$1"
+        m_mode=$1
+        [ -d "$m_dest/$2/" ] || return 0
+        m_enter "$2"
+        shift 2
+        m_not_own "$@"
+        for m_path do
+            if [ -d "./$m_path" ] && [ ! -h "./$m_path" ]; then chmod -- "$m_mode" "./$m_path" 2>/dev/null; fi
+        done
     }
     mtime() {
         m_mtime=$1

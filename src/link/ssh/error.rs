@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,14 @@ pub enum SshError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The host is where none is dialled.
+    #[error("{host} is at {address}, and this server dials none there; an admin lists what it dials in `ssh.networks` of muster.toml")]
+    Network {
+        /// The host.
+        host: Host,
+        /// Its address.
+        address: IpAddr,
     },
     /// There is no connection to the host.
     #[error("{host} can not be reached")]
@@ -132,7 +141,9 @@ impl SshError {
     /// Whether trying again is of no use before an admin, a team or the host's owner has done something.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::File { .. } | Self::NoCredential { .. } | Self::HostKey { .. } | Self::Authentication { .. } => true,
+            Self::File { .. } | Self::NoCredential { .. } | Self::Network { .. } | Self::HostKey { .. } | Self::Authentication { .. } => {
+                true
+            }
             Self::Agent { .. }
             | Self::Resolve { .. }
             | Self::Reach { .. }
@@ -272,7 +283,9 @@ impl KeyPlace {
     fn mend(&self) -> String {
         match self {
             Self::Registration => "register the agent again, with the new key".into(),
-            Self::FirstUse => "have the server forget the old one".into(),
+            Self::FirstUse => {
+                "remove the agent with `muster agent remove`, which has the server forget the old one, and register it again".into()
+            }
             Self::KnownHosts { file, line } => format!("replace line {line} of {}", file.display()),
         }
     }

@@ -83,6 +83,11 @@ impl Host {
         self.port
     }
 
+    /// The same port at an address.
+    pub fn at(&self, address: IpAddr) -> Self {
+        Self { name: address.to_string().into(), port: self.port }
+    }
+
     /// How a file of known hosts names it.
     pub(super) fn known_as(&self) -> Cow<'_, str> {
         if self.port == SSH_PORT { Cow::Borrowed(self.name()) } else { Cow::Owned(format!("[{}]:{}", self.name, self.port)) }

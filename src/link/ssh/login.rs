@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use russh::client::{AuthResult, Handle};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub authorities: Vec<HostKey>,
     /// Whether a host of which no key is known is trusted the first time.
     pub first_use: bool,
+    /// Where hosts are dialled, whatever their names lead to; without any, wherever another machine can be.
+    pub networks: Option<Vec<IpNet>>,
     /// How long connecting may take, from the look-up of the name until the host has let the user in.
     pub connect_timeout: Duration,
     /// How often a silent host is asked whether it is there. It is lost after three times as long.

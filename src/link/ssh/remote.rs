@@ -21,7 +21,7 @@ use crate::limits::{PIECE_BYTES, PROBE_BYTES_MAX, PROBE_MAX, SESSION_PING_INTERV
 use crate::link::Link;
 use crate::link::frames::{Launched, Message};
 use crate::link::quote::{NulError, command};
-use crate::link::session::{Event, Session, greeting};
+use crate::link::session::{Event, Greeting, Session, greeting};
 use crate::link::shell::Shell;
 use crate::link::stream::Messages;
 use crate::machine::CallError;
@@ -47,9 +47,9 @@ set -e
 umask 077
 mkdir -p "$1/.muster/bin"
 cd "$1/.muster/bin"
+trap 'rm -f "new.$$"' EXIT
 cat > "new.$$"
 if [ "$(sha256sum < "new.$$")" != "$2  -" ]; then
-    rm -f "new.$$"
     echo "the program did not come whole" >&2
     exit 1
 fi
@@ -91,6 +91,9 @@ pub enum RemoteError {
     /// The machine has no agent, and its shell can not stand in for one.
     #[error("there is no muster-agent {} on the machine, and its shell can not do without; install it there, or let the label's policy place it: `place_agent = true`", env!("CARGO_PKG_VERSION"))]
     Shell(#[source] CallError),
+    /// It took too long, all steps together.
+    #[error("no link was open within {0:?}; see what is slow on the machine, and what its sshd logs")]
+    Slow(Duration),
 }
 
 impl From<SshError> for RemoteError {
@@ -103,6 +106,8 @@ impl From<SshError> for RemoteError {
 pub struct Opened {
     /// The link.
     pub link: Arc<dyn Link>,
+    /// Which start of the agent program it is; of a machine that has only a shell, which start of the machine.
+    pub instance: String,
     /// What was launched there before, and how it is.
     pub launched: Launched,
     drive: Drive,
@@ -113,11 +118,16 @@ enum Drive {
     Shell { shell: Shell, connection: Connection },
 }
 
-/// Opens a link with the agent of a root. `place` is this server's `muster-agent`, if it may be placed there.
+/// Opens a link with the agent of a root, within a time. `place` is this server's `muster-agent`, if it may be placed there.
 ///
 /// # Errors
-/// When there is neither an agent to be had nor a shell that can stand in for it, or it does not begin as it should.
-pub async fn open(connection: &Connection, root: &str, place: Option<&Path>) -> Result<Opened, RemoteError> {
+/// When there is neither an agent to be had nor a shell that can stand in for it, or it does not begin as it should. What was begun on the
+/// connection may go on until that is closed.
+pub async fn open(connection: &Connection, root: &str, place: Option<&Path>, within: Duration) -> Result<Opened, RemoteError> {
+    tokio::time::timeout(within, reach(connection, root, place)).await.unwrap_or(Err(RemoteError::Slow(within)))
+}
+
+async fn reach(connection: &Connection, root: &str, place: Option<&Path>) -> Result<Opened, RemoteError> {
     let probed = ask(connection, "looking for muster-agent", &["sh", "-c", PROBE, "sh", root], Bytes::new()).await?;
     let own = format!("muster-agent_{} ", env!("CARGO_PKG_VERSION"));
     let found = probed.lines().filter_map(|line| line.strip_prefix("agent ")).find_map(|line| line.strip_prefix(&own));
@@ -156,9 +166,9 @@ fn own_machine() -> String {
 /// Opens a link that needs nothing but the machine's shell and the programs that go with it.
 async fn over_shell(connection: &Connection, root: &str) -> Result<Opened, RemoteError> {
     let shell = Shell::new(root, Arc::new(OverSsh(connection.clone())));
-    shell.begin().await.map_err(RemoteError::Shell)?;
+    let instance = shell.begin().await.map_err(RemoteError::Shell)?;
     let launched = shell.launched().await.map_err(RemoteError::Shell)?;
-    Ok(Opened { link: Arc::new(shell.clone()), launched, drive: Drive::Shell { shell, connection: connection.clone() } })
+    Ok(Opened { link: Arc::new(shell.clone()), instance, launched, drive: Drive::Shell { shell, connection: connection.clone() } })
 }
 
 async fn put(connection: &Connection, root: &str, program: &Path) -> Result<(), RemoteError> {
@@ -226,10 +236,10 @@ async fn greet(exec: Exec) -> Result<Opened, RemoteError> {
         Ok(_) => return Err(RemoteError::Greeting("it did not begin with a greeting".into())),
         Err(why) => return Err(RemoteError::Greeting(why)),
     };
-    let launched = greeting(&text).map_err(RemoteError::Greeting)?;
+    let Greeting { instance, launched } = greeting(&text).map_err(RemoteError::Greeting)?;
     let (outgoing, queue) = mpsc::channel(OUTGOING_WAITING);
     let session = Session::new(outgoing);
-    Ok(Opened { link: Arc::new(session.clone()), launched, drive: Drive::Session { session, reader, input, queue } })
+    Ok(Opened { link: Arc::new(session.clone()), instance, launched, drive: Drive::Session { session, reader, input, queue } })
 }
 
 impl Opened {
@@ -280,20 +290,34 @@ impl Opened {
                 if let Err(error) = Messages::default().encode(message, &mut bytes) {
                     return error.to_string();
                 }
-                if let Err(error) = input.write(bytes.freeze()).await {
-                    return error.to_string();
+                match tokio::time::timeout(SESSION_SILENCE_MAX, input.write(bytes.freeze())).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return error.to_string(),
+                    Err(_) => return format!("the agent took nothing for {} s", SESSION_SILENCE_MAX.as_secs()),
                 }
             }
+        };
+        // One that takes nothing does not hear what was said before, and is not waited for.
+        let closed = async {
+            session.over().await;
+            tokio::time::sleep(FAREWELL_MAX).await;
+            "the server closed it".to_owned()
         };
         let mut reading = std::pin::pin!(reading);
         let (reason, ended_here) = tokio::select! {
             reason = &mut reading => (reason, false),
             reason = writing => (reason, true),
+            reason = closed => (reason, false),
         };
         session.close(&reason);
         // What was said last is on its way still; the other side ends when it has heard it.
-        if ended_here && input.finish().await.is_ok() {
-            let _ = tokio::time::timeout(FAREWELL_MAX, reading).await;
+        if ended_here {
+            let farewell = async {
+                if input.finish().await.is_ok() {
+                    reading.await;
+                }
+            };
+            let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
         }
         reason
     }

@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use russh::client::{self, Handle, Msg};
 use russh::{AlgorithmKind, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Disconnect, Sig, SshId};
 use tokio::net::TcpStream;
@@ -48,7 +49,7 @@ pub async fn connect(
         return Err(SshError::NoCredential { host: host.clone() });
     }
     let trust = Trust::gather(settings, host, pinned, remembered).await?;
-    let stream = dial(&within).await?;
+    let (stream, place) = dial(&within, settings.networks.as_deref()).await?;
 
     let shared = Arc::new(Shared::new(host.clone()));
     // Until there is a connection to own it, the session's task ends with this call.
@@ -72,7 +73,7 @@ pub async fn connect(
     let new = shared.new_key.get().cloned();
     cancelled.disarm();
     let runtime = tokio::runtime::Handle::current();
-    Ok((Connection { inner: Arc::new(Inner { handle, shared, runtime }) }, new))
+    Ok((Connection { inner: Arc::new(Inner { handle, shared, place, runtime }) }, new))
 }
 
 fn config(settings: &Settings, trust: &Trust) -> client::Config {
@@ -104,10 +105,32 @@ impl Within<'_> {
     }
 }
 
-async fn dial(within: &Within<'_>) -> Result<TcpStream, SshError> {
+/// Whether an address may be dialled: one of these networks, or without any, one that can be another machine in the network. So neither this
+/// machine nor what answers on link-local addresses, as the metadata services of clouds do, is dialled unless an admin says so.
+fn may_dial(networks: Option<&[IpNet]>, address: IpAddr) -> bool {
+    match (networks, address) {
+        (Some(networks), _) => networks.iter().any(|network| network.contains(&address)),
+        (None, IpAddr::V4(v4)) => {
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0]))
+        }
+        (None, IpAddr::V6(v6)) => {
+            let is_metadata = v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+            !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast() || v6.is_unspecified() || is_metadata)
+        }
+    }
+}
+
+async fn dial(within: &Within<'_>, networks: Option<&[IpNet]>) -> Result<(TcpStream, SocketAddr), SshError> {
     let host = within.host;
-    let addresses = within.step("get resolved", tokio::net::lookup_host((host.name(), host.port()))).await?;
-    let addresses: Vec<SocketAddr> = addresses.map_err(|source| SshError::Resolve { host: host.clone(), source })?.collect();
+    let elsewhere = |address: SocketAddr| SshError::Network { host: host.clone(), address: address.ip() };
+    let found = within.step("get resolved", tokio::net::lookup_host((host.name(), host.port()))).await?;
+    let found = found.map_err(|source| SshError::Resolve { host: host.clone(), source })?;
+    // What an IPv4 address is as one of IPv6 is that address still.
+    let found: Vec<SocketAddr> = found.map(|address| SocketAddr::new(address.ip().to_canonical(), address.port())).collect();
+    let addresses: Vec<SocketAddr> = found.iter().copied().filter(|address| may_dial(networks, address.ip())).collect();
+    if let (true, Some(address)) = (addresses.is_empty(), found.first()) {
+        return Err(elsewhere(*address));
+    }
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
@@ -116,8 +139,13 @@ async fn dial(within: &Within<'_>) -> Result<TcpStream, SshError> {
         left = left.saturating_sub(1);
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                stream.set_nodelay(true).map_err(|source| SshError::Reach { host: host.clone(), source })?;
-                return Ok(stream);
+                let reach = |source| SshError::Reach { host: host.clone(), source };
+                // Only from this machine to itself are both ends the same.
+                if networks.is_none() && stream.local_addr().map_err(reach)?.ip().to_canonical() == address.ip() {
+                    return Err(elsewhere(address));
+                }
+                stream.set_nodelay(true).map_err(reach)?;
+                return Ok((stream, address));
             }
             Ok(Err(failed)) => error = failed,
             Err(_) if left == 0 => return Err(SshError::Timeout { host: host.clone(), step: "answer", limit: within.limit }),
@@ -136,6 +164,7 @@ pub struct Connection {
 struct Inner {
     handle: Handle<Events>,
     shared: Arc<Shared>,
+    place: SocketAddr,
     /// What is dropped outside of a runtime still has to close its channel.
     runtime: tokio::runtime::Handle,
 }
@@ -150,6 +179,11 @@ impl Connection {
     /// The host.
     pub fn host(&self) -> &Host {
         &self.inner.shared.host
+    }
+
+    /// Where the host's name led to.
+    pub fn place(&self) -> SocketAddr {
+        self.inner.place
     }
 
     /// Starts a command: the user's login shell on the host reads it, so its words are quoted with [`quote`](crate::link::quote::quote).
@@ -445,5 +479,30 @@ impl Drop for Open {
                 drop(connection);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_networks_only_what_can_be_another_machine_is_dialled() {
+        let may = |networks: Option<&[IpNet]>, text: &str| may_dial(networks, text.parse::<IpAddr>().unwrap().to_canonical());
+        for other in ["10.0.0.1", "192.168.1.1", "100.64.0.1", "203.0.113.7", "::ffff:10.0.0.1", "fd00::1", "2001:db8::1"] {
+            assert!(may(None, other), "{other}");
+        }
+        let here = ["127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3", "::1", "::", "::ffff:127.0.0.1"];
+        let near = ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "fd00:ec2::254", "224.0.0.1", "ff02::1", "255.255.255.255"];
+        for odd in here.into_iter().chain(near) {
+            assert!(!may(None, odd), "{odd}");
+        }
+        let networks: Vec<IpNet> = ["10.0.0.0/8", "127.0.0.0/8", "fd00::/8"].map(|text| text.parse().unwrap()).to_vec();
+        for (address, is_there) in
+            [("10.9.9.9", true), ("::ffff:10.9.9.9", true), ("127.0.0.1", true), ("fd12::1", true), ("11.0.0.1", false), ("::1", false)]
+        {
+            assert_eq!(may(Some(&networks), address), is_there, "{address}");
+        }
+        assert!(!may(Some(&[]), "10.0.0.1"));
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use muster::link::ssh::error::{Ending, SshError};
 use muster::link::ssh::host::{Host, HostKey};
 use muster::link::ssh::login::Identity;
+use muster::link::ssh::remote::{self, RemoteError};
 use muster::link::ssh::transport::{Connection, Event, connect};
 use russh::keys::PrivateKey;
 use russh::server::{self, Auth, Msg, Session};
@@ -44,6 +45,10 @@ impl server::Handler for Wilful {
     }
 
     async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        // Whatever is asked of its agent, it says neither yes nor no.
+        if command.ends_with(b"'link' '--root' '/srv'") {
+            return Ok(());
+        }
         session.channel_success(id)?;
         let handle = session.handle();
         let command = String::from_utf8_lossy(command).into_owned();
@@ -69,6 +74,12 @@ impl server::Handler for Wilful {
                 }
                 "status" => {
                     let _ = handle.exit_status_request(id, u32::MAX).await;
+                    let _ = handle.close(id).await;
+                }
+                probe if probe.contains("uname -sm") => {
+                    let found = format!("agent muster-agent_{} /bin/muster-agent\n", env!("CARGO_PKG_VERSION"));
+                    let _ = handle.data(id, found.into_bytes()).await;
+                    let _ = handle.exit_status_request(id, 0).await;
                     let _ = handle.close(id).await;
                 }
                 _ => {}
@@ -142,4 +153,11 @@ async fn a_host_that_grants_a_huge_window_gets_no_more_than_the_network_takes() 
     assert!(ended.is_err());
     let waiting = given - received.load(Ordering::Relaxed);
     assert!(waiting < 48 * 1024 * 1024, "{waiting} bytes of {given}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_answers_nothing_is_given_up() {
+    let Some((connection, _)) = dial(2_000_000).await else { return };
+    let given_up = remote::open(&connection, "/srv", None, Duration::from_secs(2)).await;
+    assert!(matches!(given_up.err(), Some(RemoteError::Slow(_))));
 }

@@ -160,6 +160,7 @@ pub(crate) fn settings(user: &str, identity: Identity) -> Settings {
         known_hosts: None,
         authorities: Vec::new(),
         first_use: false,
+        networks: Some(vec!["127.0.0.0/8".parse().unwrap()]),
         connect_timeout: Duration::from_secs(20),
         keepalive_interval: Duration::from_secs(10),
     }

@@ -1,14 +1,17 @@
 //! What runs over a connection.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use muster::limits::REACH_MAX;
 use muster::link::quote::command;
 use muster::link::ssh::error::{Ending, SshError};
 use muster::link::ssh::host::Host;
 use muster::link::ssh::login::Settings;
+use muster::link::ssh::remote;
 use muster::link::ssh::transport::{Connection, Event, Exec, ExecInput, ExecOutput, connect};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -378,4 +381,32 @@ async fn quoted_words_reach_the_remote_program_as_they_are() {
     let word = "a 'b' \"c\" $(d) `e` \\ * ~ ! # ; & | \n\t é\u{7f}\u{1}";
     let line = command(&["printf", "%s|", word, "", "-n"]).unwrap();
     assert_eq!(run(connection.exec(&line).await.unwrap()).await.0, format!("{word}||-n|"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_closed_ends_though_the_agent_takes_nothing() {
+    let Some(sshd) = Sshd::start("") else { return };
+    let root = tempfile::tempdir().unwrap();
+    let bin = root.path().join(".muster/bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let hello = r#"{"frame":"hello","protocol":2,"version":"1","instance":"one","launched":{"is":"nothing"}}"#;
+    // It says that it lives, and reads nothing.
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = link ] || exec echo muster-agent {}\nprintf '\\000\\{:03o}\\000\\000\\000%s' '{hello}'\n\
+         while printf '\\002\\000\\000\\000\\000'; do sleep 0.1; done\n",
+        env!("CARGO_PKG_VERSION"),
+        hello.len()
+    );
+    std::fs::write(bin.join("muster-agent"), script).unwrap();
+    std::fs::set_permissions(bin.join("muster-agent"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let connection = dial(&sshd, &sshd.settings()).await;
+    let opened = remote::open(&connection, root.path().to_str().unwrap(), None, REACH_MAX).await.unwrap();
+    assert_eq!(opened.instance, "one");
+    let link = opened.link.clone();
+    let (said, _) = tokio::sync::mpsc::channel(1);
+    let driving = tokio::spawn(async move { opened.drive(|| {}, said).await });
+    // More than sshd takes before the command reads.
+    link.drain(&"x".repeat(3 * MIB)).await.unwrap();
+    link.close("it is enough");
+    timeout(Duration::from_secs(20), driving).await.expect("the session goes on").unwrap();
 }
