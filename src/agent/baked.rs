@@ -1,6 +1,7 @@
 //! What is done on a machine without a server that asks for it: `bake` brings bundles into an image that is being made, and `rollback` puts
 //! back what a destination held before.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -14,9 +15,9 @@ use super::server::Server;
 use super::state::{Secret, State, StateError};
 use super::{AgentError, JoinToken, read_small};
 use crate::api::Baked;
-use crate::limits::SESSION_PIECES_WAITING_MAX;
+use crate::limits::{BAKED_MAX, SESSION_PIECES_WAITING_MAX};
 use crate::machine::root::Root;
-use crate::machine::sync::{Source, generations, rollback, sync};
+use crate::machine::sync::{Generation, Source, generations, rollback, sync};
 use crate::machine::{CallError, SyncMode, SyncRules};
 use crate::names::{BundleName, Digest};
 
@@ -81,9 +82,14 @@ impl Bake {
         let token = JoinToken(self.token_file.clone()).read().await?;
         let root = Arc::new(Root::open(&self.root, &self.allow_write)?);
         let state = State::open(root.clone())?;
-        let mut baked = Vec::new();
+        // What another bake brought elsewhere is in the image still.
+        let mut baked = state.read_baked();
+        let at = |wanted: &Wanted| root.absolute(&wanted.destination).map(|path| path.display().to_string());
+        let destinations: HashSet<_> = self.bundles.iter().filter_map(|wanted| at(wanted).ok()).collect();
+        check_count(&baked, &destinations)?;
         for wanted in &self.bundles {
             let failed = |why: String| AgentError::Bake { what: wanted.name.to_string(), why };
+            let destination = at(wanted).map_err(|error| failed(error.to_string()))?;
             let version = match wanted.version {
                 Some(version) => version,
                 None => server.newest(&wanted.name, &token).await.map_err(failed)?,
@@ -98,12 +104,25 @@ impl Bake {
                 change.files_removed,
                 change.bytes_sent
             );
-            let destination = root.absolute(&wanted.destination).map_err(|error| failed(error.to_string()))?.display().to_string();
+            baked.retain(|before| before.destination != destination);
             baked.push(Baked { bundle: wanted.name.clone(), version, destination });
+            state.baked(&baked)?;
         }
-        state.baked(&baked)?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Refuses more than an image may say was baked into it: the rest could not be told.
+fn check_count(baked: &[Baked], destinations: &HashSet<String>) -> Result<(), AgentError> {
+    let count = baked.iter().filter(|before| !destinations.contains(&before.destination)).count() + destinations.len();
+    if count > BAKED_MAX {
+        let what = format!("{count} bundles");
+        let why = format!(
+            "an image has at most {BAKED_MAX}, earlier bakes included; bring some together, or begin with a root where nothing was baked"
+        );
+        return Err(AgentError::Bake { what, why });
+    }
+    Ok(())
 }
 
 async fn bring(
@@ -182,13 +201,35 @@ impl Rollback {
             other => other.into(),
         })?;
         let Some(generation) = self.generation else {
-            for kept in generations(&root, &self.destination).map_err(failed)? {
-                tracing::info!("generation {}: version {} of {} files", kept.number, kept.version.short(), kept.files);
+            for Generation { number, version, files, lacking } in generations(&root, &self.destination).map_err(failed)? {
+                let version = version.short();
+                match lacking {
+                    0 => tracing::info!("generation {number}: version {version} of {files} files"),
+                    _ => tracing::warn!(
+                        "generation {number} can not be put back: {lacking} of the {files} files of version {version} are lacking"
+                    ),
+                }
             }
             return Ok(ExitCode::SUCCESS);
         };
         let change = rollback(&root, &self.destination, generation).map_err(failed)?;
         tracing::info!("{} files were written, {} removed", change.files_changed, change.files_removed);
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_an_image_may_tell_is_refused_and_the_same_place_counts_once() {
+        let at = |number: usize| format!("/root/{number}");
+        let baked: Vec<_> = (0..BAKED_MAX)
+            .map(|number| Baked { bundle: "a".parse().unwrap(), version: Digest::of(b""), destination: at(number) })
+            .collect();
+        assert!(check_count(&baked, &HashSet::from([at(0), at(1)])).is_ok());
+        let refused = check_count(&baked, &HashSet::from([at(0), at(BAKED_MAX)])).unwrap_err();
+        assert!(matches!(refused, AgentError::Bake { why, .. } if why.contains("at most 32")));
     }
 }

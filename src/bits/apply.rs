@@ -9,6 +9,7 @@
 
 pub mod kept;
 mod local;
+mod old;
 mod prepare;
 mod staging;
 pub(crate) mod survey;
@@ -35,7 +36,7 @@ pub use self::taking::Taker;
 use self::whole::Build;
 use super::index::{Index, Moment};
 use super::ledger::{self, Ledger, LedgerError};
-use super::manifest::{Manifest, ManifestError};
+use super::manifest::{Entry, Manifest, ManifestError};
 use super::pack::PackError;
 use super::path::{PathError, TreePath};
 use super::scan::Spot;
@@ -102,9 +103,19 @@ pub enum ApplyError {
         /// Why.
         source: io::Error,
     },
-    /// A file was changed by somebody else between planning and switching.
-    #[error("`{0}` was changed by somebody else meanwhile")]
+    /// A file was changed by somebody else between planning and switching, or so that its times did not show it.
+    #[error("`{0}` is not what it was taken for, as somebody else changed it; the next try reads every file of the destination")]
     Changed(String),
+    /// The chunks of a large file are not that file.
+    #[error(
+        "the chunks of `{0}` do not make the file that its manifest says: push the bundle to the server again, from the files themselves"
+    )]
+    Pieces(String),
+    /// What is staged is put in place, and somebody else could have staged it.
+    #[error(
+        "`{0}` was made by somebody else, or others may write to it, so what is in it is not used: find out who made it, and remove it"
+    )]
+    Planted(String),
     /// More would be removed than the policy allows.
     #[error("{removed} of {there} files would be removed, and `max_delete` is {percent}%")]
     TooMany {
@@ -200,6 +211,14 @@ impl Destination<'_> {
         Ok(holds.then_some(Applied { files, bytes, ..Applied::default() }))
     }
 
+    /// What was put there.
+    ///
+    /// # Errors
+    /// If the ledger can not be read.
+    pub fn ledger(&self) -> Result<Ledger, ApplyError> {
+        Ok(Ledger::read(&ledger::place(self.state)?, self.key)?)
+    }
+
     /// The manifest of this version, if the destination was brought to it or to one that is put over it.
     ///
     /// # Errors
@@ -227,7 +246,15 @@ impl Destination<'_> {
         let trees = ledger::place(&state)?;
         let ledger = Ledger::read(&trees, self.key)?;
         let staged = staging::name(self.key);
-        let (deepest, exists) = find(&base, destination.as_ref())?;
+        let (deepest, way) = find(&base, destination.as_ref())?;
+        let exists = way == destination;
+        let open = |dir: &Dir| dir.try_clone().map_err(failed("open", &"the destination"));
+        let staging = Staging::new(&state, open(&deepest)?, way.as_ref(), staged.clone())?;
+        let kept = Kept::open(&state, self.key).map_err(failed("open", &"what is kept"))?;
+        if let Some(dir) = staging.existing() {
+            let mut now = exists.then(|| open(&deepest).map(Walker::new)).transpose()?;
+            old::recover(dir, self.key, &kept, &ledger, now.as_mut())?;
+        }
         let known = match Index::read(&trees, self.key).filter(|_| !self.verify) {
             Some(index) => index.stamps(),
             None => HashMap::new(),
@@ -235,7 +262,7 @@ impl Destination<'_> {
         // What is deleted is found by listing all; what is protected there is not to be listed.
         let listed = rules.mode == Mode::MirrorDeletingForeign && protect.is_none();
         let place = match exists {
-            true => Some(Local::new(deepest.try_clone().map_err(failed("open", &"."))?, known.clone(), listed)?),
+            true => Some(Local::new(open(&deepest)?, known.clone(), &staged, listed)?),
             false => None,
         };
         let steps = Survey {
@@ -248,8 +275,11 @@ impl Destination<'_> {
             steps: Steps::default(),
         };
         let mut steps = steps.steps()?;
-        let after = if rules.mode == Mode::Push { ledger.with(&manifest)? } else { manifest.clone() };
-        let staging = Staging::new(&state, deepest, staged)?;
+        let mut now = Walker::new(deepest);
+        // What can not be looked at counts as there.
+        let is_there =
+            |entry: &Entry| exists && now.look(&entry.path).map_or(true, |seen| seen.is_some_and(|seen| ledger::is(entry, &seen)));
+        let after = if rules.mode == Mode::Push { ledger.with(&manifest, is_there)? } else { manifest.clone() };
         let targets = staging::targets(&manifest, &steps.put);
         if let Some(dir) = staging.existing() {
             staging::bring_back(dir, &manifest, &steps.put);
@@ -257,7 +287,6 @@ impl Destination<'_> {
             let there: HashSet<u32> = staging::staged(dir, &manifest, &steps.missing, &targets).into_iter().collect();
             steps.missing.retain(|index| !there.contains(index));
         }
-        let kept = Kept::open(&state, self.key).map_err(failed("open", &"what is kept"))?;
         let found = kept.find(&manifest, &steps.missing).map_err(failed("read", &"what is kept"))?;
         steps.missing.retain(|index| !found.contains_key(index));
         let mut plan = Plan {
@@ -267,7 +296,8 @@ impl Destination<'_> {
             }),
             begun_place: ledger.next_place(&after),
             is_recorded: ledger.settled() == Some(&after),
-            is_whole: false,
+            whole: None,
+            ledger,
             kept,
             found,
             exists,
@@ -286,7 +316,7 @@ impl Destination<'_> {
             large: Mutex::default(),
             build: None,
         };
-        plan.is_whole = plan.can_be_whole(&ledger, protect.as_ref())?;
+        plan.whole = plan.can_be_whole(protect.as_ref())?;
         plan.check_case()?;
         Ok(plan)
     }
@@ -306,8 +336,10 @@ pub struct Plan {
     is_recorded: bool,
     begun_place: usize,
     exists: bool,
-    /// Whether the destination is put together anew and switched by one rename.
-    is_whole: bool,
+    /// The destination, if it is put together anew and switched by one rename.
+    whole: Option<TreePath>,
+    /// What was put there before.
+    ledger: Ledger,
     steps: Steps,
     kept: Kept,
     /// Where missing contents are kept from before.
@@ -379,15 +411,15 @@ fn tree_path(path: &Path) -> Result<Option<TreePath>, ApplyError> {
     TreePath::from_bytes(&bytes).map(Some).map_err(|source| ApplyError::Path { path: shown, source })
 }
 
-/// The destination and `true`, or the deepest directory on its way that exists.
-fn find(base: &Dir, destination: Option<&TreePath>) -> Result<(Dir, bool), ApplyError> {
+/// The destination, or the deepest directory on its way that exists, with its path.
+fn find(base: &Dir, destination: Option<&TreePath>) -> Result<(Dir, Option<TreePath>), ApplyError> {
     let mut dir = base.try_clone().map_err(failed("open", &"."))?;
     let mut path: Option<TreePath> = None;
     for component in destination.iter().flat_map(|destination| destination.components()) {
         let step = path.as_ref().map_or_else(|| TreePath::from_bytes(component), |path| path.join(component));
         let here = step.map_err(|source| ApplyError::Path { path: super::path::escape(component), source })?;
         match tree::look(&dir, component).map_err(failed("look at", &here))? {
-            None => return Ok((dir, false)),
+            None => return Ok((dir, path)),
             Some(Seen::Directory(_)) => dir = tree::enter(&dir, component).map_err(failed("open", &here))?,
             Some(seen) => {
                 return Err(ApplyError::Conflict { path: here.to_string(), found: seen.name(), wanted: "a directory" });
@@ -395,5 +427,5 @@ fn find(base: &Dir, destination: Option<&TreePath>) -> Result<(Dir, bool), Apply
         }
         path = Some(here);
     }
-    Ok((dir, true))
+    Ok((dir, path))
 }

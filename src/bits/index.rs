@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read as _, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use rustix::time::{ClockId, clock_gettime};
@@ -21,6 +21,8 @@ use crate::names::Digest;
 const HEAD: &[u8] = b"muster-index 1\n";
 /// A clock that stamps files goes at least so often: a hundred times a second, on the slowest of kernels.
 const GRAIN_NS: i64 = 20_000_000;
+/// How long it is waited for a moment at which what was just put can be relied upon.
+const WAIT_MAX: Duration = Duration::from_millis(100);
 /// As [`GRAIN_NS`], on file systems that keep no fractions of seconds.
 const COARSE_GRAIN_NS: i64 = 2_000_000_000;
 const DIRECTORY: u8 = 0;
@@ -42,9 +44,14 @@ impl Moment {
 
     /// Whether a file that looks like this was changed long enough before this moment for any later change to show.
     fn is_past(self, stamp: Stamp) -> bool {
-        let grain = if stamp.ctime_ns % 1_000_000_000 == 0 { COARSE_GRAIN_NS } else { GRAIN_NS };
-        stamp.ctime_ns.max(stamp.mtime_ns).saturating_add(grain) < self.0
+        reliable_from(stamp) < self.0
     }
+}
+
+/// When any later change of a file shows that looks like this, by the clock that stamps it. That clock may be ahead of the coarse one.
+fn reliable_from(stamp: Stamp) -> i64 {
+    let grain = if stamp.ctime_ns % 1_000_000_000 == 0 { COARSE_GRAIN_NS } else { GRAIN_NS };
+    stamp.ctime_ns.max(stamp.mtime_ns).saturating_add(grain)
 }
 
 /// How a file that is as it should be looks; none if that must not be relied upon.
@@ -63,28 +70,30 @@ pub(super) fn look_again<'a>(
 ) -> HashMap<TreePath, (u64, Stamp)> {
     let mut staged: Vec<_> = staged.collect();
     staged.sort_unstable_by_key(|(path, _)| *path);
-    let mut look = |wait: bool| {
-        if wait {
-            std::thread::sleep(Duration::from_nanos(GRAIN_NS.unsigned_abs() + 2_000_000));
-        }
+    let mut look = || {
         let since = Moment::now();
-        let mut all = true;
+        let mut later = Vec::new();
         let mut looks = HashMap::with_capacity(staged.len());
         for (path, (size_before, before)) in &staged {
             match walker.look(path) {
                 Ok(Some(Seen::File { size, stamp, .. })) if is_same(*size_before, *before, size, stamp) => match since.is_past(stamp) {
                     true => drop(looks.insert((*path).clone(), (size, stamp))),
-                    false => all = false,
+                    false => later.push(reliable_from(stamp)),
                 },
                 _ => {}
             }
         }
-        (looks, all)
+        (looks, later)
     };
-    match look(false) {
-        (looks, true) => looks,
-        (_, false) => look(true).0,
+    let (looks, later) = look();
+    let begun = Instant::now();
+    let latest = Moment::now().0.saturating_add(i64::try_from(WAIT_MAX.as_nanos()).unwrap_or(i64::MAX));
+    // One whose time is in the future is not waited for.
+    let Some(until) = later.into_iter().filter(|until| *until < latest).max() else { return looks };
+    while Moment::now().0 <= until && begun.elapsed() < 2 * WAIT_MAX {
+        std::thread::sleep(Duration::from_millis(2));
     }
+    look().0
 }
 
 /// Whether a file is one that was seen before, with the same content: only its name was changed meanwhile.
@@ -155,6 +164,9 @@ impl Index {
     pub(super) fn still_holds(&self, walker: &mut Walker, alone: bool) -> io::Result<bool> {
         // How many names are known in each directory.
         let mut known: HashMap<&[u8], HashSet<&[u8]>> = HashMap::new();
+        if alone {
+            known.entry(&[]).or_default();
+        }
         for record in self.records() {
             let Some(record) = record else { return Ok(false) };
             let same = match walker.look_bytes(record.path)? {

@@ -112,6 +112,11 @@ impl Ledger {
         self.settled.as_ref().filter(|_| self.begun.is_empty())
     }
 
+    /// The manifest that was left there last, whatever was begun and cut off after that.
+    pub(super) fn last_settled(&self) -> Option<&Manifest> {
+        self.settled.as_ref()
+    }
+
     /// All that was put there, what was begun last first.
     fn manifests(&self) -> impl Iterator<Item = &Manifest> {
         self.begun.iter().rev().chain(&self.settled)
@@ -127,11 +132,11 @@ impl Ledger {
         self.begun.len() - usize::from(self.begun.last() == Some(manifest))
     }
 
-    /// What was put there and this puts beside it or over it.
-    pub(crate) fn with(&self, manifest: &Manifest) -> Result<Manifest, ManifestError> {
+    /// What was put there and this puts beside it or over it, without what is not there any more: that would be carried along for ever.
+    pub(crate) fn with(&self, manifest: &Manifest, mut is_there: impl FnMut(&Entry) -> bool) -> Result<Manifest, ManifestError> {
         let mut all = manifest.clone();
         for under in self.manifests() {
-            all = all.over(under)?;
+            all = all.over(under, &mut is_there)?;
         }
         Ok(all)
     }
@@ -148,7 +153,7 @@ impl Ledger {
 }
 
 /// Whether what is seen has the kind of an entry.
-pub(super) fn is(entry: &Entry, seen: &Seen) -> bool {
+pub(crate) fn is(entry: &Entry, seen: &Seen) -> bool {
     matches!(
         (&entry.kind, seen),
         (Kind::Directory, Seen::Directory(_)) | (Kind::File { .. }, Seen::File { .. }) | (Kind::Symlink { .. }, Seen::Symlink(_))

@@ -69,10 +69,16 @@ pub enum ManifestError {
     /// One content is said to have two sizes.
     #[error("`{0}` has the digest of another file of another size")]
     TwoSizes(TreePath),
+    /// One large file is said to be made of these chunks and of others.
+    #[error("`{0}` has the digest of another file, and other chunks")]
+    TwoCuts(TreePath),
     /// A file's chunks are not what its size asks for.
     #[error("`{0}` has chunks that are not the whole of it, or too large, or that it should not have")]
     Chunks(TreePath),
 }
+
+/// The size of a large file, and its chunks.
+type Cut<'a> = (u64, &'a [(Digest, u32)]);
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,7 +189,7 @@ impl Manifest {
         if entries.len() > BUNDLE_ENTRIES_MAX {
             return Err(ManifestError::TooMany);
         }
-        let mut indices = HashMap::new();
+        let (mut indices, mut cuts) = (HashMap::new(), HashMap::new());
         let (mut contents, mut files, mut bytes): (Vec<(Digest, u64)>, _, _) = (Vec::new(), 0, 0_u64);
         for entry in &entries {
             entry.check()?;
@@ -193,6 +199,11 @@ impl Manifest {
                 Kind::File { size, .. } => bytes = bytes.saturating_add(*size),
             }
             files += 1;
+            if let Some((digest, cut)) = entry.cut()
+                && *cuts.entry(digest).or_insert(cut) != cut
+            {
+                return Err(ManifestError::TwoCuts(entry.path.clone()));
+            }
             for (digest, size) in entry.contents() {
                 let index = *indices.entry(digest).or_insert_with(|| {
                     contents.push((digest, size));
@@ -202,6 +213,10 @@ impl Manifest {
                     return Err(ManifestError::TwoSizes(entry.path.clone()));
                 }
             }
+        }
+        // A large file is no content by itself, so it is none that has its digest and another size.
+        if let Some(entry) = entries.iter().find(|entry| entry.cut().is_some_and(|(digest, _)| indices.contains_key(&digest))) {
+            return Err(ManifestError::TwoSizes(entry.path.clone()));
         }
         if let Some((_, later)) = entries.iter().zip(entries.iter().skip(1)).find(|(one, later)| one.path >= later.path) {
             return Err(ManifestError::Order(later.path.clone()));
@@ -276,8 +291,8 @@ impl Manifest {
         self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok().and_then(|index| self.entries.get(index))
     }
 
-    /// This tree laid over another: what of the other is not replaced by it, and all of it.
-    pub(super) fn over(&self, under: &Self) -> Result<Self, ManifestError> {
+    /// This tree laid over another: what of the other is not replaced by it and `stays`, and all of it.
+    pub(super) fn over(&self, under: &Self, stays: &mut dyn FnMut(&Entry) -> bool) -> Result<Self, ManifestError> {
         let replaced = |entry: &Entry| {
             if self.get(&entry.path).is_some() || (entry.kind != Kind::Directory && self.has_below(&entry.path)) {
                 return true;
@@ -285,7 +300,19 @@ impl Manifest {
             let above = std::iter::successors(entry.path.parent(), TreePath::parent);
             above.filter_map(|path| self.get(&path)).any(|above| above.kind != Kind::Directory)
         };
-        Self::new(self.entries.iter().chain(under.entries.iter().filter(|entry| !replaced(entry))).cloned().collect())
+        let mut entries = self.entries.clone();
+        entries.extend(under.entries.iter().filter(|entry| !replaced(entry) && stays(entry)).cloned());
+        // The same file may have been cut at other places by an older program.
+        let cuts: HashMap<_, _> = self.entries.iter().filter_map(Entry::cut).collect();
+        for entry in entries.iter_mut().skip(self.entries.len()) {
+            if let Kind::File { size, digest, chunks, .. } = &mut entry.kind
+                && let Some((same_size, cut)) = cuts.get(digest)
+                && same_size == size
+            {
+                *chunks = (*cut).into();
+            }
+        }
+        Self::new(entries)
     }
 
     fn has_below(&self, path: &TreePath) -> bool {
@@ -324,6 +351,14 @@ impl Entry {
             _ => (None, None),
         };
         whole.into_iter().chain(chunks.into_iter().flatten().map(|(digest, size)| (*digest, u64::from(*size))))
+    }
+
+    /// The digest of a large file, with its size and its chunks.
+    fn cut(&self) -> Option<(Digest, Cut<'_>)> {
+        match &self.kind {
+            Kind::File { size, digest, chunks, .. } if !chunks.is_empty() => Some((*digest, (*size, chunks))),
+            _ => None,
+        }
     }
 
     /// The chunks of a large file.

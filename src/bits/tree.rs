@@ -138,6 +138,11 @@ pub(super) fn hash(file: &mut File) -> io::Result<(Digest, u64)> {
     }
 }
 
+/// Whether the regular file of a name holds this content. What can not be read does not.
+pub(super) fn holds(dir: &Dir, component: &[u8], digest: &Digest) -> bool {
+    open_file(dir, component).and_then(|mut file| hash(&mut file)).is_ok_and(|(found, _)| found == *digest)
+}
+
 /// Finds the directories of many paths of one tree; fastest when they come in order.
 pub(super) struct Walker {
     top: Dir,

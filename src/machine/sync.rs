@@ -13,7 +13,7 @@ use super::root::{Root, STATE_NAME};
 use super::{CallError, Change, SyncMode, SyncRules, with_causes};
 use crate::bits::apply::kept::Kept;
 use crate::bits::apply::{Applied, ApplyError, Destination, Mode, Plan, Rest, Rules};
-use crate::bits::manifest::Manifest;
+use crate::bits::manifest::{Entry, Manifest};
 use crate::bits::pack::{PackError, Packed, Unpacker};
 use crate::limits::{MANIFEST_BYTES_MAX, TAKEN_BYTES_UNWRITTEN, TAKERS_MAX};
 use crate::names::Digest;
@@ -175,18 +175,22 @@ pub struct Generation {
     pub version: Digest,
     /// Its files and symlinks.
     pub files: u64,
+    /// How many of its files are lacking: neither kept nor at the destination. Only one that lacks none can be had again.
+    pub lacking: u64,
 }
 
-/// The trees that a destination held before and that can be had again, the newest last.
+/// The trees that a destination held before, the newest last.
 ///
 /// # Errors
 /// When the destination can not be, or the machine fails.
 pub fn generations(root: &Root, destination: &str) -> Result<Vec<Generation>, CallError> {
     with_place(root, destination, false, |place| {
         let kept = Kept::open(place.state, place.key).map_err(not_read)?;
+        let ledger = place.ledger().map_err(not_applied)?;
         let known = kept.generations().iter().map(|number| {
             let manifest = kept.manifest(*number).map_err(not_read)?;
-            Ok(Generation { number: *number, version: manifest.version(), files: manifest.files() })
+            let lacking = kept.lacking(&manifest, &ledger).map_err(not_read)?.len() as u64;
+            Ok(Generation { number: *number, version: manifest.version(), files: manifest.files(), lacking })
         });
         known.collect()
     })
@@ -201,10 +205,18 @@ pub fn rollback(root: &Root, destination: &str, generation: u64) -> Result<Chang
         let kept = Kept::open(place.state, place.key).map_err(not_read)?;
         let manifest = kept.manifest(generation).map_err(|_| CallError::NotFound(format!("generation {generation} of `{}`", place.key)))?;
         let plan = place.plan(manifest, Rules { mode: Mode::Mirror, max_delete_percent: 100 }).map_err(not_applied)?;
-        match plan.missing().len() {
-            0 => Ok(change(plan.switch().map_err(not_applied)?, 0)),
-            missing => Err(CallError::NotFound(format!(
-                "{missing} contents of generation {generation}: they were changed at the destination before it was replaced, or are kept no longer"
+        let lacks = |entry: &&Entry| {
+            let mut contents = entry.contents().filter_map(|(digest, _)| plan.manifest().content_index(&digest));
+            contents.any(|index| plan.missing().binary_search(&index).is_ok())
+        };
+        let mut lacking = plan.manifest().entries().iter().filter(lacks);
+        match lacking.next() {
+            None => Ok(change(plan.switch().map_err(not_applied)?, 0)),
+            Some(Entry { path, .. }) => Err(CallError::NotFound(format!(
+                "`{path}` and {} other files of generation {generation}: they were changed at the destination before they were replaced, or \
+                 are kept no longer; have the server bring that version again, {}",
+                lacking.count(),
+                plan.manifest().version()
             ))),
         }
     })
@@ -254,7 +266,7 @@ fn change(applied: Applied, bytes_sent: u64) -> Change {
 pub(crate) fn not_applied(error: ApplyError) -> CallError {
     let text = with_causes(&error);
     match error {
-        ApplyError::Own(_) | ApplyError::TooMany { .. } => CallError::Denied(text),
+        ApplyError::Own(_) | ApplyError::Planted(_) | ApplyError::TooMany { .. } => CallError::Denied(text),
         ApplyError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => CallError::Denied(text),
         ApplyError::Path { .. } | ApplyError::Conflict { .. } | ApplyError::CaseClash(..) | ApplyError::Manifest(_) => {
             CallError::Invalid(text)

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
+use muster::bits::apply::kept::Kept;
 use muster::bits::apply::{Applied, ApplyError, Destination, Mode, Plan, Rules};
 use muster::bits::chunk::{self, Content};
 use muster::bits::contents::{Bundle, Contents, DirectoryContents, Packing};
@@ -219,31 +222,59 @@ fn take(plan: &mut Plan, packed: &Packed) -> Result<(), ApplyError> {
 /// A directory with a destination and a state beside it.
 struct House {
     top: tempfile::TempDir,
+    /// Where the destination is, if it is not beside the state.
+    away: Option<tempfile::TempDir>,
     base: Dir,
     state: Dir,
     fresh: u32,
     /// Whether something at the destination is Muster's own, so that it is never switched as a whole.
     protects: bool,
+    verify: bool,
 }
 
 impl House {
     fn new() -> Self {
-        let top = tempfile::tempdir().unwrap();
-        fs::create_dir(top.path().join("state")).unwrap();
-        fs::create_dir(top.path().join("base")).unwrap();
-        let open = |name| Dir::open_ambient_dir(top.path().join(name), ambient_authority()).unwrap();
-        let (base, state) = (open("base"), open("state"));
-        let fresh = fs::metadata(top.path().join("base")).unwrap().permissions().mode() & 0o7777;
-        Self { base, state, fresh, protects: true, top }
+        Self::at(tempfile::tempdir().unwrap(), None)
+    }
+
+    fn at(top: tempfile::TempDir, away: Option<tempfile::TempDir>) -> Self {
+        let make = |path: std::path::PathBuf| {
+            fs::create_dir_all(&path).unwrap();
+            let fresh = fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+            (Dir::open_ambient_dir(path, ambient_authority()).unwrap(), fresh)
+        };
+        let (state, _) = make(top.path().join("state"));
+        let (base, fresh) = make(away.as_ref().unwrap_or(&top).path().join("base"));
+        Self { base, state, fresh, protects: true, verify: false, away, top }
+    }
+
+    /// One whose state is on another file system than its destination; none where there are no two.
+    fn across() -> Option<Self> {
+        let (top, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").ok());
+        let device = |path: &Path| fs::metadata(path).unwrap().dev();
+        let away = away.filter(|away| device(away.path()) != device(top.path()));
+        if away.is_none() {
+            eprintln!("passed over: /dev/shm is no other file system here");
+        }
+        Some(Self { protects: false, ..Self::at(top, Some(away?)) })
     }
 
     fn destination(&self) -> std::path::PathBuf {
-        self.top.path().join("base/to")
+        self.away.as_ref().unwrap_or(&self.top).path().join("base/to")
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::open(&self.state, "to").unwrap()
+    }
+
+    /// How much is left of what was staged.
+    fn staged(&self) -> usize {
+        fs::read_dir(self.top.path().join("state/staging")).map_or(0, Iterator::count)
     }
 
     fn place(&self) -> Destination<'_> {
         let protect = Some(Path::new(OsStr::from_bytes(PROTECTED))).filter(|_| self.protects);
-        Destination { base: &self.base, path: Path::new("to"), state: &self.state, key: "to", protect, verify: false }
+        Destination { base: &self.base, path: Path::new("to"), state: &self.state, key: "to", protect, verify: self.verify }
     }
 
     fn plan(&self, bundle: &Tree, mode: Mode) -> Result<Plan, ApplyError> {
@@ -268,6 +299,30 @@ impl House {
         let (manifest, contents) = (manifest(bundle), contents(bundle));
         plan.missing().iter().map(|index| contents[&manifest.contents()[*index as usize].0].clone()).collect()
     }
+}
+
+/// If this is root, who may do everything, runs a test of this file as somebody else, and answers that it did.
+fn ran_as_nobody(test: &str) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return false;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    let ran = again.args(["--exact", &format!("bits::{test}")]).env("TMPDIR", "/tmp").uid(65534).gid(65534).output();
+    let Ok(ran) = ran else {
+        eprintln!("passed over: nobody else may start this program");
+        return true;
+    };
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
+    assert!(String::from_utf8_lossy(&ran.stdout).contains("1 passed"), "no test was run");
+    true
+}
+
+/// Files of these contents, with modes.
+fn files(files: &[(&str, &[u8], u32)]) -> Tree {
+    let mut tree = Tree::new();
+    let nodes = files.iter().map(|(path, content, mode)| (path.as_bytes().to_vec(), Node::File(*mode, grown(content), 1)));
+    grow(&mut tree, &nodes.collect::<Vec<_>>(), Some(0o755));
+    tree
 }
 
 fn a_path() -> impl Strategy<Value = Vec<u8>> {
@@ -829,4 +884,350 @@ async fn a_large_file_goes_through_in_small_pieces() {
     fs::write(from.join("large"), b"short").unwrap();
     let all = 0..u32::try_from(scanned.contents().len()).unwrap();
     assert!(Packing::new(&bundle, all).await.next().await.is_err());
+}
+
+#[test]
+fn what_others_put_at_a_destination_while_contents_come_stays_there() {
+    let house = House { protects: false, ..House::new() };
+    house.apply(&files(&[("d/a", b"1", 0o644), ("d/b", b"2", 0o644)]), Mode::Mirror).unwrap();
+    let (new, theirs) = (files(&[("d/a", b"x", 0o644), ("d/b", b"y", 0o600)]), house.destination().join("d/users-work.txt"));
+    let top = fs::metadata(house.destination()).unwrap().ino();
+    house.apply_after(&new, Mode::Mirror, || fs::write(&theirs, b"work").unwrap()).unwrap();
+    assert_eq!(fs::read(&theirs).unwrap(), b"work");
+    assert_eq!(fs::metadata(house.destination()).unwrap().ino(), top, "it was put in place file by file");
+    fs::remove_file(&theirs).unwrap();
+    assert_eq!(read_tree(&house.destination()), new);
+    assert_eq!(house.staged(), 0);
+}
+
+#[test]
+fn what_others_put_into_the_old_tree_after_the_switch_goes_on_to_the_new_one_or_is_kept() {
+    for is_cut_off in [false, true] {
+        let house = House { protects: false, ..House::new() };
+        house.apply(&files(&[("d/a", b"1", 0o644), ("gone/b", b"2", 0o644)]), Mode::Mirror).unwrap();
+        let new = files(&[("d/a", b"x", 0o644), ("e", b"y", 0o644)]);
+        let mut plan = house.plan(&new, Mode::Mirror).unwrap();
+        house.missing(&plan, &new).iter().for_each(|content| take(&mut plan, &packed(content)).unwrap());
+        let (_, rest) = plan.switch_first().unwrap();
+        let staged = fs::read_dir(house.top.path().join("state/staging")).unwrap().next().unwrap().unwrap().path();
+        let theirs =
+            files(&[("d/theirs", b"1", 0o600), ("gone/theirs", b"2", 0o644), ("new/deep/theirs", b"3", 0o644), ("e/theirs", b"4", 0o644)]);
+        for (path, node) in theirs.iter().filter(|(path, _)| !staged.join("old").join(OsStr::from_bytes(path)).exists()) {
+            write_node(&staged.join("old"), path, node);
+        }
+        if is_cut_off {
+            drop(rest);
+            house.plan(&new, Mode::Mirror).unwrap();
+        } else {
+            rest.finish();
+            assert_eq!(house.staged(), 0);
+        }
+        let mut expected = new.clone();
+        expected.extend(theirs.clone().into_iter().filter(|(path, _)| !path.starts_with(b"e")));
+        assert_eq!(read_tree(&house.destination()), expected);
+        // A file is where the directory was.
+        let aside: Vec<_> =
+            walk(&house.top.path().join("state/kept")).into_iter().filter(|path| path.ends_with("theirs-1/e/theirs")).collect();
+        assert_eq!(fs::read(&aside[0]).unwrap(), b"4");
+        house.apply(&new, Mode::Mirror).unwrap();
+        assert_eq!(house.staged(), 0);
+    }
+}
+
+#[test]
+fn directories_that_their_owner_may_not_write_to_are_put_together_replaced_and_removed() {
+    if ran_as_nobody("directories_that_their_owner_may_not_write_to_are_put_together_replaced_and_removed") {
+        return;
+    }
+    let tree = |name: &str| {
+        let mut tree = Tree::new();
+        let at = |end: &str| format!("{name}{end}").into_bytes();
+        let directory = |end| (at(end), Node::Directory(Some(0o555)));
+        grow(&mut tree, &[directory(""), directory("/sub"), (at("/sub/f"), Node::File(0o444, at(""), 1))], None);
+        tree
+    };
+    let house = House { protects: false, ..House::new() };
+    let base = house.top.path().join("base");
+    // What was built and could not be switched is no hindrance, and is not sent again.
+    fs::set_permissions(&base, fs::Permissions::from_mode(0o555)).unwrap();
+    assert!(matches!(house.apply(&tree("one"), Mode::Mirror), Err(ApplyError::Io { .. })));
+    fs::set_permissions(&base, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(house.plan(&tree("one"), Mode::Mirror).unwrap().missing(), Vec::<u32>::new());
+    for (name, mode) in [("one", Mode::Mirror), ("two", Mode::Mirror), ("three", Mode::MirrorDeletingForeign)] {
+        house.apply(&tree(name), mode).unwrap();
+        assert_eq!(read_tree(&house.destination()), tree(name));
+        assert_eq!(house.staged(), 0);
+    }
+    // A destination that may not be written to itself is put in place file by file.
+    fs::set_permissions(house.destination(), fs::Permissions::from_mode(0o555)).unwrap();
+    house.apply(&tree("four"), Mode::Mirror).unwrap();
+    assert_eq!(read_tree(&house.destination()), tree("four"));
+    let dirs = walk_directories(house.top.path());
+    dirs.iter().for_each(|dir| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap());
+}
+
+fn walk_directories(top: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(top).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    std::iter::once(top.to_owned()).chain(entries.flat_map(|path| walk_directories(&path))).collect()
+}
+
+#[test]
+fn a_large_file_that_its_owner_may_not_write_to_is_no_hindrance_after_a_failure() {
+    if ran_as_nobody("a_large_file_that_its_owner_may_not_write_to_is_no_hindrance_after_a_failure") {
+        return;
+    }
+    let house = House::new();
+    house.apply(&files(&[("big", b"large", 0o555)]), Mode::Mirror).unwrap();
+    let (new, in_the_way) = (files(&[("a", b"x", 0o644), ("big", b"larger", 0o555)]), house.destination().join("a"));
+    let failed = house.apply_after(&new, Mode::Mirror, || fs::create_dir(&in_the_way).unwrap());
+    assert!(matches!(failed, Err(ApplyError::Io { path, .. }) if path == "a"));
+    fs::remove_dir(&in_the_way).unwrap();
+    assert_eq!(house.plan(&new, Mode::Mirror).unwrap().missing(), Vec::<u32>::new());
+    house.apply(&new, Mode::Mirror).unwrap();
+    assert_eq!(read_tree(&house.destination()), new);
+}
+
+/// A mount, until it is dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_destination_of_a_lower_layer_is_brought_to_another_tree_file_by_file() {
+    let below = House { protects: false, ..House::new() };
+    below.apply(&files(&[("d/a", b"1", 0o644), ("d/b", b"2", 0o644)]), Mode::Mirror).unwrap();
+    let (layers, merged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let layer = |name| {
+        fs::create_dir(layers.path().join(name)).unwrap();
+        layers.path().join(name).display().to_string()
+    };
+    let options = format!("lowerdir={},upperdir={},workdir={},redirect_dir=off", below.top.path().display(), layer("upper"), layer("work"));
+    let mounted = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(merged.path()).output();
+    if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+        eprintln!("passed over: nothing can be mounted here");
+        return;
+    }
+    let _mounted = Mounted(merged.path().to_owned());
+    let house = House { protects: false, ..House::at(merged, None) };
+    let refused = rustix::fs::rename(house.destination(), house.top.path().join("base/other"));
+    assert_eq!(refused, Err(rustix::io::Errno::XDEV), "a directory of a lower layer can be renamed here");
+    for new in [files(&[("d/a", b"x", 0o644), ("d/b", b"y", 0o644)]), files(&[("e", b"z", 0o644)])] {
+        house.apply(&new, Mode::Mirror).unwrap();
+        assert_eq!(read_tree(&house.destination()), new);
+        assert_eq!(house.staged(), 0);
+    }
+}
+
+#[test]
+fn a_tree_is_put_in_place_file_by_file_where_its_files_can_not_be_shared() {
+    let house = House { protects: false, ..House::new() };
+    let old = files(&[("a", b"1", 0o644), ("b", b"2", 0o644), ("c", b"3", 0o644)]);
+    house.apply(&old, Mode::Mirror).unwrap();
+    // The kernel shares none that can not be changed, not even for root.
+    let fixed = |how| Command::new("chattr").arg(how).arg(house.destination().join("b")).status().is_ok_and(|status| status.success());
+    if !fixed("+i") {
+        eprintln!("passed over: files can not be made immutable here");
+        return;
+    }
+    let new = files(&[("a", b"x", 0o644), ("b", b"2", 0o644), ("c", b"y", 0o644)]);
+    let (top, applied) = (fs::metadata(house.destination()).unwrap().ino(), house.apply(&new, Mode::Mirror));
+    assert!(fixed("-i"));
+    assert_eq!(applied.unwrap().files_changed, 2);
+    assert_eq!(read_tree(&house.destination()), new);
+    assert_eq!(fs::metadata(house.destination()).unwrap().ino(), top);
+    assert_eq!(house.staged(), 0);
+}
+
+#[test]
+fn a_staging_directory_that_somebody_else_could_have_filled_is_refused_by_name() {
+    let Some(house) = House::across() else { return };
+    let (bundle, name) = (files(&[("a", b"x", 0o644)]), format!(".muster-staging-{}", Digest::of(b"to").short()));
+    let planted = house.destination().join(&name);
+    let staged = planted.join(format!("c{}", Digest::of(b"x")));
+    fs::create_dir_all(&planted).unwrap();
+    fs::write(&staged, b"x").unwrap();
+    let mode = |mode| fs::set_permissions(&planted, fs::Permissions::from_mode(mode)).unwrap();
+    let refused = || matches!(house.plan(&bundle, Mode::Push), Err(ApplyError::Planted(path)) if path == format!("to/{name}"));
+    for bits in [0o777, 0o720, 0o702] {
+        mode(bits);
+        assert!(refused(), "{bits:o} was trusted");
+    }
+    mode(0o700);
+    if rustix::process::geteuid().is_root() {
+        chown(&planted, Some(1234), None).unwrap();
+        assert!(refused());
+        chown(&planted, Some(0), None).unwrap();
+        chown(&staged, Some(1234), None).unwrap();
+        assert_eq!(house.plan(&bundle, Mode::Push).unwrap().missing(), [0], "another's file was taken for one that was staged");
+        fs::write(&staged, b"x").unwrap();
+    }
+    assert_eq!(house.plan(&bundle, Mode::Push).unwrap().missing(), Vec::<u32>::new());
+    house.apply(&bundle, Mode::Push).unwrap();
+    assert_eq!(read_tree(&house.destination()), bundle);
+    assert_eq!(fs::metadata(house.destination().join("a")).unwrap().uid(), rustix::process::geteuid().as_raw());
+}
+
+#[test]
+fn what_was_just_put_is_known_at_once() {
+    for house in [Some(House::new()), House::across()].into_iter().flatten() {
+        let house = House { protects: false, ..house };
+        let trees = [["1", "2", "3"], ["1", "2", "new"], ["1", "other", "files"], ["all", "other", "files"]];
+        for (number, [a, b, c]) in trees.into_iter().enumerate() {
+            let tree = files(&[("d/a", a.as_bytes(), 0o644), ("b", b.as_bytes(), 0o644), ("c", c.as_bytes(), 0o644)]);
+            house.apply(&tree, Mode::Mirror).unwrap();
+            let unchanged = house.place().unchanged(&manifest(&tree).version(), Mode::MirrorDeletingForeign).unwrap();
+            assert!(unchanged.is_some(), "tree {number} is not known");
+        }
+    }
+}
+
+#[test]
+fn the_tree_before_is_had_again_whether_it_was_known_or_not_and_from_another_file_system() {
+    let trees = [
+        files(&[("a", b"x", 0o644), ("b/c", b"a longer content", 0o600), ("large", b"large", 0o644)]),
+        files(&[("a", b"xx", 0o644), ("large", b"larger", 0o644)]),
+    ];
+    for verify in [false, true] {
+        for (house, protects) in [(Some(House::new()), false), (Some(House::new()), true), (House::across(), false)] {
+            let Some(house) = house else { continue };
+            let house = House { protects, verify, ..house };
+            for tree in &trees {
+                house.apply(tree, Mode::Mirror).unwrap();
+                // As if it had been changed so shortly before that nothing is to be relied upon.
+                let trees = walk(&house.top.path().join("state/trees"));
+                trees
+                    .iter()
+                    .filter(|path| path.extension().is_some_and(|end| end == "index"))
+                    .for_each(|path| fs::remove_file(path).unwrap());
+            }
+            let kept = house.kept();
+            let before = kept.manifest(1).unwrap();
+            assert_eq!((kept.generations(), &before), ([1].as_slice(), &manifest(&trees[0])));
+            assert!(kept.lacking(&before, &house.place().ledger().unwrap()).unwrap().is_empty());
+            let plan = house.plan(&trees[0], Mode::Mirror).unwrap();
+            assert_eq!(plan.missing(), Vec::<u32>::new());
+            plan.switch().unwrap();
+            assert_eq!(read_tree(&house.destination()), trees[0]);
+        }
+    }
+}
+
+#[test]
+fn what_is_lacking_of_a_tree_before_is_said() {
+    let house = House::new();
+    house.apply(&files(&[("a", b"one", 0o644), ("b", b"two", 0o644)]), Mode::Mirror).unwrap();
+    fs::write(house.destination().join("a"), b"another's").unwrap();
+    house.apply(&files(&[("a", b"new", 0o644), ("b", b"two", 0o644)]), Mode::Mirror).unwrap();
+    let (kept, ledger) = (house.kept(), house.place().ledger().unwrap());
+    assert_eq!(kept.lacking(&kept.manifest(1).unwrap(), &ledger).unwrap(), [&path(b"a")]);
+}
+
+#[test]
+fn tries_that_fail_push_out_no_tree_that_is_kept() {
+    let house = House::new();
+    let tree = |content: &[u8]| files(&[("a", content, 0o644), ("b", content, 0o644)]);
+    house.apply(&tree(b"x"), Mode::Mirror).unwrap();
+    house.apply(&tree(b"y"), Mode::Mirror).unwrap();
+    let mut new = tree(b"xx");
+    grow(&mut new, &files(&[("z", b"z", 0o644)]).into_iter().collect::<Vec<_>>(), None);
+    let in_the_way = house.destination().join("z");
+    for _ in 0..3 {
+        let failed = house.apply_after(&new, Mode::Mirror, || fs::create_dir(&in_the_way).unwrap());
+        assert!(matches!(failed, Err(ApplyError::Io { .. })), "{failed:?}");
+        fs::remove_dir(&in_the_way).unwrap();
+    }
+    house.apply(&new, Mode::Mirror).unwrap();
+    let kept = house.kept();
+    let versions: Vec<_> = kept.generations().iter().map(|number| kept.manifest(*number).unwrap().version()).collect();
+    assert_eq!(versions, [tree(b"x"), tree(b"y")].map(|tree| manifest(&tree).version()));
+    for before in [tree(b"y"), tree(b"x")] {
+        let plan = house.plan(&before, Mode::Mirror).unwrap();
+        assert_eq!(plan.missing(), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn what_is_staged_in_the_destination_is_not_counted_as_there() {
+    let Some(house) = House::across() else { return };
+    house.apply(&files(&[("a", b"x", 0o644)]), Mode::Mirror).unwrap();
+    let bundle = files(&[("a", b"x", 0o644), ("b", b"1", 0o644), ("c", b"2", 0o644), ("d", b"3", 0o644)]);
+    let mut plan = house.plan(&bundle, Mode::Mirror).unwrap();
+    house.missing(&plan, &bundle).iter().for_each(|content| take(&mut plan, &packed(content)).unwrap());
+    drop(plan);
+    let plan = house.place().plan(manifest(&bundle), Rules { mode: Mode::MirrorDeletingForeign, max_delete_percent: 0 }).unwrap();
+    assert_eq!(plan.missing(), Vec::<u32>::new());
+    assert_eq!(plan.switch().unwrap().files_removed, 0);
+    assert_eq!(read_tree(&house.destination()), bundle);
+}
+
+#[test]
+fn a_file_that_is_not_what_it_was_taken_for_is_read_the_next_time() {
+    let house = House::new();
+    house.apply(&files(&[("a", b"one", 0o644)]), Mode::Mirror).unwrap();
+    // As if the file had been changed without a trace.
+    let ledger = house.top.path().join("state/trees").join(Digest::of(b"to").to_string());
+    let text = fs::read_to_string(&ledger).unwrap();
+    fs::write(&ledger, text.replace(&Digest::of(b"one").to_string(), &Digest::of(b"two").to_string())).unwrap();
+    let new = files(&[("a", b"one", 0o644), ("b", b"two", 0o644)]);
+    let failed = house.apply(&new, Mode::Mirror).unwrap_err();
+    assert!(failed.to_string().contains("the next try reads every file"), "{failed}");
+    house.apply(&new, Mode::Mirror).unwrap();
+    assert_eq!(read_tree(&house.destination()), new);
+}
+
+#[test]
+fn a_large_file_is_what_its_digest_says_or_is_not_put() {
+    let bundle = files(&[("large", b"large", 0o644)]);
+    let made = manifest(&bundle);
+    let entries = |path: &[u8], chunks: Box<[(Digest, u32)]>, digest| {
+        let Kind::File { size, mtime, .. } = made.entries()[0].kind else { unreachable!() };
+        Entry { path: self::path(path), mode: 0o644, kind: Kind::File { size, mtime, digest, chunks } }
+    };
+    let Kind::File { digest, chunks, .. } = &made.entries()[0].kind else { unreachable!() };
+    let turned: Box<[_]> = chunks.iter().rev().copied().collect();
+    let two = Manifest::new(vec![entries(b"a", chunks.clone(), *digest), entries(b"b", turned.clone(), *digest)]);
+    assert_eq!(two, Err(ManifestError::TwoCuts(path(b"b"))));
+    let lying = Manifest::new(vec![entries(b"large", turned, *digest)]).unwrap();
+    for house in [House::new(), House { protects: false, ..House::new() }] {
+        for _ in 0..2 {
+            let mut plan = house.place().plan(lying.clone(), Rules { mode: Mode::Push, max_delete_percent: 100 }).unwrap();
+            let (all, contents) = (contents(&bundle), lying.contents());
+            let missing: Vec<_> = plan.missing().iter().map(|index| all[&contents[*index as usize].0].clone()).collect();
+            missing.iter().for_each(|content| take(&mut plan, &packed(content)).unwrap());
+            assert!(matches!(plan.switch(), Err(ApplyError::Pieces(path)) if path == "large"));
+            assert!(!house.destination().exists());
+        }
+        house.apply(&bundle, Mode::Push).unwrap();
+        assert_eq!(read_tree(&house.destination()), bundle);
+    }
+}
+
+#[test]
+fn what_was_pushed_and_is_gone_is_forgotten() {
+    let house = House::new();
+    let one = |number: u32| files(&[(&format!("build-{number}/out"), b"x", 0o644), ("same", b"y", 0o644)]);
+    for number in 0..4 {
+        house.apply(&one(number), Mode::Push).unwrap();
+        fs::remove_dir_all(house.destination().join(format!("build-{number}"))).unwrap();
+    }
+    house.apply(&one(4), Mode::Push).unwrap();
+    let ledger = fs::read(house.top.path().join("state/trees").join(Digest::of(b"to").to_string())).unwrap();
+    assert_eq!(Manifest::parse(&ledger).unwrap(), manifest(&one(4)));
+    assert!(house.place().unchanged(&manifest(&one(4)).version(), Mode::Push).unwrap().is_some());
+}
+
+#[test]
+fn what_others_put_beside_an_empty_bundle_is_seen() {
+    let house = House { protects: false, ..House::new() };
+    let known = || house.place().unchanged(&manifest(&Tree::new()).version(), Mode::MirrorDeletingForeign).unwrap().is_some();
+    fs::create_dir(house.destination()).unwrap();
+    house.apply(&Tree::new(), Mode::MirrorDeletingForeign).unwrap();
+    assert!(known());
+    fs::write(house.destination().join("theirs"), b"").unwrap();
+    assert!(!known());
+    assert_eq!(house.apply(&Tree::new(), Mode::MirrorDeletingForeign).unwrap().files_removed, 1);
 }

@@ -14,14 +14,17 @@ use crate::bits::tree::{self, Seen, Stamp, WalkError, Walker};
 pub(super) struct Local {
     walker: Walker,
     known: HashMap<TreePath, (u64, Stamp)>,
+    /// The name of the destination's staging directory, which may be in it, and is Muster's own.
+    staged: TreePath,
     /// All that is there, if it was listed: then nothing is looked at twice.
     listed: Option<HashMap<TreePath, Seen>>,
 }
 
 impl Local {
     /// A directory, of which everything is `listed` at once, or each path looked at when it is asked for.
-    pub(super) fn new(dir: Dir, known: HashMap<TreePath, (u64, Stamp)>, listed: bool) -> Result<Self, WalkError> {
-        let mut local = Self { walker: Walker::new(dir), known, listed: None };
+    pub(super) fn new(dir: Dir, known: HashMap<TreePath, (u64, Stamp)>, staged: &str, listed: bool) -> Result<Self, WalkError> {
+        let staged = TreePath::from_bytes(staged.as_bytes()).map_err(|error| WalkError::Path(staged.to_owned(), error))?;
+        let mut local = Self { walker: Walker::new(dir), known, staged, listed: None };
         if listed {
             local.listed = Some(local.list(None, None)?.into_iter().collect());
         }
@@ -62,7 +65,7 @@ impl Place for Local {
         let shown = path.map_or_else(|| ".".to_owned(), TreePath::to_string);
         if let Some(dir) = self.walker.directory(path).map_err(|error| WalkError::Io(shown, error))? {
             tree::walk(dir, path, &mut |_, below, seen| -> Result<bool, WalkError> {
-                let visible = hidden != Some(below);
+                let visible = hidden != Some(below) && *below != self.staged;
                 if visible {
                     found.push((below.clone(), seen));
                 }

@@ -6,8 +6,9 @@ use std::sync::Mutex;
 
 use cap_std::fs::Dir;
 
-use super::staging::{Target, content_name, create, dress, file_name, file_of, open_large, write_piece, write_whole};
+use super::staging::{Target, create, dress, file_of, open_large, received_name, write_piece, write_whole};
 use super::{ApplyError, Plan, failed};
+use crate::bits::index;
 use crate::bits::manifest::{Entry, Kind};
 use crate::bits::scan::Spot;
 use crate::bits::tree::{self, Stamp, Walker};
@@ -37,7 +38,7 @@ impl Plan {
         self.large = Mutex::default();
         let put = self.steps.put.clone();
         // In a tree that is put together anew, a file that only needs another mode is another file: the old tree keeps its own.
-        let copied = if self.is_whole { self.steps.touch.clone() } else { Vec::new() };
+        let copied = if self.whole.is_some() { self.steps.touch.clone() } else { Vec::new() };
         if put.is_empty() && copied.is_empty() {
             return Ok(Vec::new());
         }
@@ -69,7 +70,12 @@ impl Plan {
                 }
                 Kind::File { digest, .. } => {
                     let first = used.insert(*digest);
-                    self.stage(staging, &mut places, *index, entry, first).map_err(staged)?
+                    let name = self.stage(staging, &mut places, *index, entry, first).map_err(staged)?;
+                    if first && !entry.chunks().is_empty() && !tree::holds(staging, name.as_bytes(), digest) {
+                        // Each chunk was verified, and is again by the next try, so what is right of it need not be sent again.
+                        return Err(ApplyError::Pieces(entry.path.to_string()));
+                    }
+                    name
                 }
             };
             prepared.push(Prepared { index: *index, name, stamp: None });
@@ -82,26 +88,27 @@ impl Plan {
     fn stage(&self, staging: &Dir, places: &mut Places, index: usize, entry: &Entry, first: bool) -> io::Result<String> {
         let Some((size, _, digest)) = file_of(entry) else { return Err(io::ErrorKind::InvalidInput.into()) };
         let own = format!("f{index}");
-        let (received, is_small) = match entry.chunks().is_empty() {
-            true => (content_name(&digest), true),
-            false => (file_name(&digest), false),
-        };
+        let received = received_name(entry, &digest);
         if !first {
             let mut from = tree::open_file(staging, received.as_bytes())?;
             io::copy(&mut from, &mut create(staging, &own)?)?;
             return Ok(own);
         }
         let mut content = Vec::new();
-        if is_small {
+        if entry.chunks().is_empty() {
             if self.read(places, &digest, &mut content)? {
                 write_whole(staging, &digest, &content, None)?;
             }
             return Ok(received);
         }
-        let (large, mut offset) = (open_large(staging, &digest, size)?, 0);
+        let (mut large, mut offset) = (None, 0);
         for (chunk, bytes) in entry.contents() {
             if self.read(places, &chunk, &mut content)? {
-                write_piece(&large, &content, offset)?;
+                let large = match &mut large {
+                    Some(large) => large,
+                    None => large.insert(open_large(staging, &digest, size)?),
+                };
+                write_piece(large, &content, offset)?;
             }
             offset += bytes;
         }
@@ -138,7 +145,7 @@ impl Plan {
                 _ => return Err(ApplyError::Changed(entry.path.to_string())),
             };
         }
-        if !each && !self.is_whole {
+        if !each && self.whole.is_none() {
             let names = prepared.iter().map(|one| one.name.as_str());
             sync_all(staging, names).map_err(failed("stage", &"the bundle"))?;
         }
@@ -166,6 +173,11 @@ impl Plan {
                 // The next try asks for it.
                 let _ = self.kept.dir().remove_file(spot.path.as_path());
                 Err(io::ErrorKind::InvalidData.into())
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                // It was trusted, and would be the next time.
+                index::forget(&self.trees, &self.key);
+                Err(error)
             }
             read => read.map(|()| true),
         }

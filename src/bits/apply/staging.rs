@@ -3,6 +3,7 @@
 //! The staging directory is in the agent's state if renames from there to the destination are sure to work: it is the same mount. If not,
 //! it is in the destination itself, or, if that does not exist yet, where it is going to be made. What is in it stays when an apply is cut
 //! off, and the next one goes on from there. A small file of a tree that is put together anew is written to its place in that at once.
+//! Where others could have made it, one that is not the agent's alone is refused: what is in it would be put in place.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -16,6 +17,7 @@ use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
 use super::{ApplyError, failed};
 use crate::bits::manifest::{Entry, Kind, Manifest};
+use crate::bits::path::TreePath;
 use crate::bits::tree::{self, Seen, Walker};
 use crate::names::Digest;
 
@@ -25,18 +27,45 @@ pub(super) const PREFIX: &str = ".muster-staging-";
 const PLACE: &str = "staging";
 /// The tree that is being put together, in a staging directory.
 pub(super) const TREE: &str = "tree";
+/// The tree that was switched out. What others put into it is nowhere else, so it is never removed unseen.
+pub(super) const OLD: &str = "old";
 
 /// The name of a destination's staging directory: always the same, so that one that was left is found, and nobody else's is taken for it.
 pub(super) fn name(key: &str) -> String {
     format!("{PREFIX}{}", Digest::of(key.as_bytes()).short())
 }
 
-/// Removes what is at a name, with all that is in it.
+/// Removes what is at a name, with all that is in it, though a directory be one that its owner may not write to.
 pub(super) fn clear(place: &Dir, name: &str) -> io::Result<()> {
     match tree::look(place, name.as_bytes())? {
         None => Ok(()),
-        Some(Seen::Directory(_)) => place.remove_dir_all(name),
+        Some(Seen::Directory(_)) => match place.remove_dir_all(name) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                loosen_all(place, Path::new(name));
+                place.remove_dir_all(name)
+            }
+            removed => removed,
+        },
         Some(_) => place.remove_file(name),
+    }
+}
+
+/// Lets its owner do everything with a directory of this mode. What hinders that says so when something is done in it.
+pub(super) fn loosen(place: &Dir, name: &Path, mode: u32) {
+    if mode & 0o700 != 0o700 {
+        let _ = place.set_permissions(name, Permissions::from_mode(mode | 0o700));
+    }
+}
+
+/// As [`loosen`], with all directories below it too.
+pub(super) fn loosen_all(place: &Dir, at: &Path) {
+    let name = at.as_os_str().as_encoded_bytes();
+    let Ok(Some(Seen::Directory(mode))) = tree::look(place, name) else { return };
+    loosen(place, at, mode);
+    let Ok(dir) = tree::enter(place, name) else { return };
+    let Ok(entries) = dir.entries() else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        loosen_all(&dir, Path::new(&entry.file_name()));
     }
 }
 
@@ -77,33 +106,50 @@ pub(super) fn file_name(digest: &Digest) -> String {
     format!("b{digest}")
 }
 
+/// The name of what an entry's content is received as.
+pub(super) fn received_name(entry: &Entry, digest: &Digest) -> String {
+    if entry.chunks().is_empty() { content_name(digest) } else { file_name(digest) }
+}
+
 /// A staging directory, made when it is first needed.
 #[derive(Debug)]
 pub(super) struct Staging {
     place: Dir,
     name: String,
+    /// Its path, for an error's text.
+    shown: String,
     dir: Option<Dir>,
     /// Whether it is in the agent's state.
     pub(super) is_apart: bool,
 }
 
 impl Staging {
-    /// The staging directory of a destination; `deepest` is the destination, or what is there of the way to it.
-    pub(super) fn new(state: &Dir, deepest: Dir, name: String) -> Result<Self, ApplyError> {
+    /// The staging directory of a destination; `deepest` is the destination, or what is there of the way to it, by its path.
+    pub(super) fn new(state: &Dir, deepest: Dir, path: Option<&TreePath>, name: String) -> Result<Self, ApplyError> {
         let is_apart = same_mount(state, &deepest);
         let place = if is_apart { make(state, PLACE).map_err(failed("make", &PLACE))? } else { deepest };
-        let dir = match tree::look(&place, name.as_bytes()) {
-            Ok(Some(Seen::Directory(_))) => Some(tree::enter(&place, name.as_bytes()).map_err(failed("open", &name))?),
-            _ => None,
+        let shown = match path.filter(|_| !is_apart) {
+            Some(path) => format!("{path}/{name}"),
+            None => name.clone(),
         };
-        Ok(Self { place, name, dir, is_apart })
+        let mut staging = Self { place, name, shown, dir: None, is_apart };
+        if let Some(Seen::Directory(_)) = tree::look(&staging.place, staging.name.as_bytes()).map_err(failed("look at", &staging.shown))? {
+            staging.open()?;
+        }
+        Ok(staging)
     }
 
     /// Opens it, and makes it if need be.
     pub(super) fn open(&mut self) -> Result<&Dir, ApplyError> {
         let dir = match self.dir.take() {
             Some(dir) => dir,
-            None => make(&self.place, &self.name).map_err(failed("make", &self.name))?,
+            None => {
+                let dir = make(&self.place, &self.name).map_err(failed("make", &self.shown))?;
+                if !self.is_apart && !is_ours_alone(&dir).map_err(failed("look at", &self.shown))? {
+                    return Err(ApplyError::Planted(self.shown.clone()));
+                }
+                dir
+            }
         };
         Ok(self.dir.insert(dir))
     }
@@ -113,13 +159,29 @@ impl Staging {
         self.dir.as_ref()
     }
 
-    /// Removes it.
+    /// Removes it, unless a tree that was switched out is in it still.
     pub(super) fn remove(&mut self) {
-        if self.dir.take().is_some() {
+        if self.dir.take_if(|dir| matches!(tree::look(dir, OLD.as_bytes()), Ok(None))).is_some() {
             // What can not be removed now is removed by the next apply.
-            let _ = self.place.remove_dir_all(&self.name);
+            let _ = clear(&self.place, &self.name);
         }
     }
+}
+
+/// Whether a directory can hold nothing but what this agent put there: it is its own, and nobody else may write to it.
+fn is_ours_alone(dir: &Dir) -> io::Result<bool> {
+    const PROBE: &str = "Owner";
+    let found = dir.dir_metadata()?;
+    if found.mode() & 0o022 != 0 {
+        return Ok(false);
+    }
+    if found.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(true);
+    }
+    // A file system of another machine may know this user by another number: that which it gives to what is made now.
+    let ours = dir.open_with(PROBE, OpenOptions::new().write(true).create_new(true).mode(0o600))?.metadata()?.uid();
+    dir.remove_file(PROBE)?;
+    Ok(found.uid() == ours)
 }
 
 /// A new file in a staging directory, readable by nobody else until its mode is set.
@@ -187,7 +249,14 @@ pub(super) fn open_large(dir: &Dir, digest: &Digest, size: u64) -> io::Result<Fi
             Ok(file)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let file = dir.open_with(&name, &options())?;
+            let file = match dir.open_with(&name, &options()) {
+                // One that was ready to be put has its mode already.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    dir.set_permissions(&name, Permissions::from_mode(0o600))?;
+                    dir.open_with(&name, &options())?
+                }
+                opened => opened?,
+            };
             if file.metadata()?.len() != size {
                 file.set_len(0)?;
                 file.set_len(size)?;
@@ -266,6 +335,7 @@ fn is_staged(dir: &Dir, digest: &Digest, size: u64, target: Target) -> io::Resul
 /// Takes what is in its place already out of a tree that was never finished: it waits as other contents do. What it really is, is looked at
 /// afterwards; what can not be had so is sent again.
 pub(super) fn bring_back(dir: &Dir, manifest: &Manifest, put: &[usize]) {
+    loosen_all(dir, Path::new(TREE));
     let Ok(tree) = tree::enter(dir, TREE.as_bytes()) else { return };
     let mut walker = Walker::new(tree);
     for entry in put.iter().filter_map(|index| manifest.entries().get(*index)) {
@@ -280,18 +350,20 @@ pub(super) fn bring_back(dir: &Dir, manifest: &Manifest, put: &[usize]) {
     }
 }
 
-/// Removes what a staging directory has from before and nobody wants any more.
+/// Removes what a staging directory has from before and nobody wants any more, or that somebody else put there.
 pub(super) fn prune(dir: &Dir, manifest: &Manifest, put: &[usize]) -> io::Result<()> {
     let mut wanted = std::collections::HashSet::new();
     for entry in put.iter().filter_map(|index| manifest.entries().get(*index)) {
-        if let Kind::File { digest, chunks, .. } = &entry.kind {
-            wanted.insert(if chunks.is_empty() { content_name(digest) } else { file_name(digest) });
+        if let Kind::File { digest, .. } = &entry.kind {
+            wanted.insert(received_name(entry, digest));
         }
     }
+    let owner = dir.dir_metadata()?.uid();
+    let is_ours = |name: &str| dir.symlink_metadata(name).is_ok_and(|found| found.is_file() && found.uid() == owner);
     for found in tree::reopen(dir)?.entries()? {
         let name = found?.file_name();
         match name.to_str() {
-            Some(name) if wanted.contains(name) => {}
+            Some(name) if wanted.contains(name) && is_ours(name) => {}
             Some(name) => clear(dir, name)?,
             None => {}
         }

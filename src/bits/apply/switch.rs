@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::path::Path;
 
 use cap_std::fs::{Dir, MetadataExt as _};
 use rustix::fs::{RenameFlags, renameat_with};
 
+use super::kept::take_in;
 use super::prepare::Prepared;
 use super::staging::{dress, file_of};
 use super::{Applied, ApplyError, Mode, Plan, failed};
@@ -39,19 +41,29 @@ impl Plan {
             return Err(ApplyError::Missing(missing));
         }
         let mut applied = Applied { files: self.manifest.files(), bytes: self.manifest.bytes(), ..Applied::default() };
-        let prepared = self.prepare()?;
-        if self.is_whole {
-            return self.switch_whole(applied, &prepared);
-        }
+        let mut prepared = self.prepare()?;
+        let whole = self.whole.clone();
+        let built = if whole.is_some() { self.build(&prepared)? } else { None };
         if !self.is_recorded {
             ledger::begin(&self.trees, &self.key, self.begun_place, &self.after)?;
         }
-        let top = self.make_destination(&mut applied)?;
+        if let Some(destination) = whole {
+            if let Some(put) = built
+                && let Some(walker) = self.switch_whole(&destination, &mut applied)?
+            {
+                let keeping = self.begin_keeping();
+                if !self.is_recorded {
+                    ledger::settle(&self.trees, &self.key, self.begun_place)?;
+                }
+                return Ok((applied, Rest { plan: self, walker, put, keeping }));
+            }
+            prepared = self.take_apart(prepared)?;
+        }
+        let top = self.make(self.destination.as_ref(), &mut applied)?;
         let walker = Walker::new(top.try_clone().map_err(failed("open", &"the destination"))?);
         let mut put = HashMap::new();
         if !self.steps.is_empty() {
-            // Without it the tree before can not be had again, and that is all.
-            let keeping = if self.is_recorded { None } else { self.kept.begin(&self.trees, &self.key).ok() };
+            let keeping = self.begin_keeping();
             index::forget(&self.trees, &self.key);
             let mut switching =
                 Switching { walker: Walker::new(top), loosened: BTreeMap::new(), touched: BTreeSet::new(), keeping, applied };
@@ -67,7 +79,13 @@ impl Plan {
         if !self.is_recorded {
             ledger::settle(&self.trees, &self.key, self.begun_place)?;
         }
-        Ok((applied, Rest { plan: self, walker, put }))
+        Ok((applied, Rest { plan: self, walker, put, keeping: None }))
+    }
+
+    /// Begins to keep what is at the destination, if it is about to be another tree. Without that the one before can not be had again, and
+    /// that is all.
+    fn begin_keeping(&mut self) -> Option<Dir> {
+        if self.is_recorded { None } else { self.kept.begin(&self.trees, &self.key, self.ledger.last_settled()).ok() }
     }
 
     /// Writes down how all that is Muster's looks now: `put` knows it of what was put, the survey of the rest.
@@ -86,10 +104,10 @@ impl Plan {
         }
     }
 
-    /// Opens the destination; makes it, and what it is in.
-    pub(super) fn make_destination(&self, applied: &mut Applied) -> Result<Dir, ApplyError> {
+    /// Opens the destination, or what it is in; makes it, and what that is in.
+    pub(super) fn make(&self, destination: Option<&TreePath>, applied: &mut Applied) -> Result<Dir, ApplyError> {
         let mut dir = self.base.try_clone().map_err(failed("open", &"."))?;
-        let Some(destination) = &self.destination else { return Ok(dir) };
+        let Some(destination) = destination else { return Ok(dir) };
         for component in destination.components() {
             match dir.create_dir(tree::name(component)) {
                 Ok(()) => {
@@ -113,15 +131,22 @@ pub struct Rest {
     pub(super) walker: Walker,
     /// How the files looked that were put.
     pub(super) put: HashMap<TreePath, (u64, Stamp)>,
+    /// Where the tree is kept that was switched out.
+    pub(super) keeping: Option<Dir>,
 }
 
 impl Rest {
     /// Removes what is not wanted any more, and writes down how all looks.
     pub fn finish(mut self) {
+        if let Err(error) = self.plan.take_down(&mut self.walker, self.keeping.as_ref()) {
+            let key = &self.plan.key;
+            tracing::warn!(sync.destination = key, ?error, "the old tree of `{key}` can not be taken down; the next sync tries again");
+        }
         self.plan.kept.prune();
+        // Before it is looked at again: a file that was in both trees is changed by losing a name.
+        self.plan.staging.remove();
         let put = index::look_again(self.put.iter().map(|(path, look)| (path, *look)), &mut self.walker);
         self.plan.write_index(&|path| put.get(path).copied());
-        self.plan.staging.remove();
     }
 }
 
@@ -137,10 +162,31 @@ struct Switching {
     applied: Applied,
 }
 
+/// What is known of a file that leaves.
+enum Leaving {
+    /// It holds this.
+    Known(Digest),
+    /// If nobody changed it, it has this size and holds this.
+    Perhaps(u64, Digest),
+    /// It is not of the tree that leaves.
+    Other,
+}
+
+impl Plan {
+    fn leaving(&self, path: &TreePath) -> Leaving {
+        let before = || self.ledger.last_settled()?.get(path).and_then(file_of);
+        match (self.steps.leaving.get(path), before()) {
+            (Some(digest), _) => Leaving::Known(*digest),
+            (None, Some((size, _, digest))) => Leaving::Perhaps(size, digest),
+            (None, None) => Leaving::Other,
+        }
+    }
+}
+
 impl Switching {
     fn run(&mut self, plan: &Plan, prepared: &[Prepared]) -> Result<(), ApplyError> {
         for path in &plan.steps.clear {
-            self.remove(path, false, None)?;
+            self.remove(path, false, &plan.leaving(path))?;
         }
         for path in &plan.steps.make {
             let made = self.parent(path)?.create_dir(tree::name(path.name()));
@@ -149,7 +195,7 @@ impl Switching {
         }
         for one in prepared {
             let (Some(entry), Some(staging)) = (plan.manifest.entries().get(one.index), plan.staging.existing()) else { continue };
-            self.put(entry, staging, &one.name, plan.steps.leaving.get(&entry.path))?;
+            self.put(entry, staging, &one.name, &plan.leaving(&entry.path))?;
         }
         for entry in plan.steps.touch.iter().filter_map(|index| plan.manifest.entries().get(*index)) {
             let path = &entry.path;
@@ -161,7 +207,7 @@ impl Switching {
             self.applied.files_changed += 1;
         }
         for path in &plan.steps.stale {
-            self.remove(path, plan.rules.mode == Mode::Mirror, plan.steps.leaving.get(path))?;
+            self.remove(path, plan.rules.mode == Mode::Mirror, &plan.leaving(path))?;
         }
         Ok(())
     }
@@ -187,15 +233,15 @@ impl Switching {
         Ok(dir)
     }
 
-    /// Puts what is staged, and keeps the file that it replaces, if it is known which one that is.
-    fn put(&mut self, entry: &Entry, staging: &Dir, name: &str, leaving: Option<&Digest>) -> Result<(), ApplyError> {
+    /// Puts what is staged, and keeps the file that it replaces.
+    fn put(&mut self, entry: &Entry, staging: &Dir, name: &str, leaving: &Leaving) -> Result<(), ApplyError> {
         let at = tree::name(entry.path.name());
         let dir = self.parent(&entry.path)?;
-        let exchanged = leaving.is_some() && renameat_with(staging, name, dir, at, RenameFlags::EXCHANGE).is_ok();
+        let is_file = || matches!(tree::look(dir, entry.path.name()), Ok(Some(Seen::File { .. })));
+        let exchanged =
+            !matches!(leaving, Leaving::Other) && is_file() && renameat_with(staging, name, dir, at, RenameFlags::EXCHANGE).is_ok();
         if exchanged {
-            if let (Some(keeping), Some(digest)) = (&self.keeping, leaving) {
-                let _ = staging.rename(name, keeping, digest.to_string());
-            }
+            self.keep(staging, tree::name(name.as_bytes()), leaving);
         } else {
             staging.rename(name, dir, at).map_err(failed("write", &entry.path))?;
         }
@@ -204,8 +250,24 @@ impl Switching {
         Ok(())
     }
 
+    /// Keeps a file that leaves, and answers whether it is there no more.
+    fn keep(&self, dir: &Dir, name: &Path, leaving: &Leaving) -> bool {
+        let Some(keeping) = &self.keeping else { return false };
+        let (digest, is_it) = match leaving {
+            Leaving::Known(digest) => (digest, true),
+            // It is about to be lost: so it is read now.
+            Leaving::Perhaps(size, digest) => {
+                let bytes = name.as_os_str().as_encoded_bytes();
+                let has_size = matches!(tree::look(dir, bytes), Ok(Some(Seen::File { size: there, .. })) if there == *size);
+                (digest, has_size && tree::holds(dir, bytes, digest))
+            }
+            Leaving::Other => return false,
+        };
+        is_it && take_in(keeping, dir, name, digest).is_ok()
+    }
+
     /// Removes what is at a path; what is gone already is not missed.
-    fn remove(&mut self, path: &TreePath, keep_full_directories: bool, leaving: Option<&Digest>) -> Result<(), ApplyError> {
+    fn remove(&mut self, path: &TreePath, keep_full_directories: bool, leaving: &Leaving) -> Result<(), ApplyError> {
         let Some(seen) = self.walker.look(path).map_err(failed("look at", path))? else { return Ok(()) };
         let (dir, name) = (self.parent(path)?, tree::name(path.name()));
         if let Seen::Directory(_) = seen {
@@ -215,8 +277,7 @@ impl Switching {
             }
         } else {
             let dir = dir.try_clone().map_err(failed("open the directory of", path))?;
-            let kept = self.keeping.as_ref().zip(leaving).is_some_and(|(to, digest)| dir.rename(name, to, digest.to_string()).is_ok());
-            if !kept {
+            if !matches!(seen, Seen::File { .. }) || !self.keep(&dir, name, leaving) {
                 dir.remove_file(name).map_err(failed("remove", path))?;
             }
             self.applied.files_removed += 1;

@@ -39,7 +39,7 @@ impl Plan {
     /// If there can be no staging directory.
     pub fn begin_taking(&mut self) -> Result<(), ApplyError> {
         self.staging.open()?;
-        if self.is_whole && self.build.is_none() {
+        if self.whole.is_some() && self.build.is_none() {
             self.build = Some(self.begin_build()?);
         }
         Ok(())

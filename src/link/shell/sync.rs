@@ -21,8 +21,8 @@ use crate::bits::apply::survey::{Steps, Survey};
 use crate::bits::apply::{ApplyError, Mode};
 use crate::bits::chunk::Content;
 use crate::bits::contents::{Bundle, Reading};
-use crate::bits::ledger::Ledger;
-use crate::bits::manifest::{Kind, Manifest};
+use crate::bits::ledger::{Ledger, is};
+use crate::bits::manifest::{Entry, Kind, Manifest};
 use crate::bits::pack::Opener;
 use crate::bits::path::TreePath;
 use crate::bits::tree::{Seen, Stamp};
@@ -54,7 +54,8 @@ pub(super) async fn sync(shell: &Shell, destination: &str, bundle: &Bundle, rule
     let now = far.look(&mut snapshot, &paths, mode == Mode::MirrorDeletingForeign).await?;
     let steps = far.survey(&mut snapshot, &ledger, manifest, mode, rules.max_delete_percent).await?;
 
-    let after = if mode == Mode::Push { ledger.with(manifest) } else { Ok(manifest.clone()) };
+    let is_there = |entry: &Entry| snapshot.seen.get(&entry.path).is_some_and(|seen| seen.as_ref().is_some_and(|seen| is(entry, seen)));
+    let after = if mode == Mode::Push { ledger.with(manifest, is_there) } else { Ok(manifest.clone()) };
     let after = after.map_err(|error| not_applied(error.into()))?;
     let is_recorded = ledger.settled() == Some(&after);
     let mut stamps: Stamps = steps.unchanged.iter().filter(|(_, (_, stamp))| is_past(*stamp, now)).map(owned).collect();
@@ -108,7 +109,7 @@ fn paths(manifest: &Manifest, ledger: &Ledger) -> BTreeSet<TreePath> {
 }
 
 /// What the files of some manifests hold, by the digest of the whole.
-fn contents<'a>(entries: impl Iterator<Item = &'a crate::bits::manifest::Entry>) -> HashMap<Digest, Content> {
+fn contents<'a>(entries: impl Iterator<Item = &'a Entry>) -> HashMap<Digest, Content> {
     let large = entries.filter_map(|entry| match &entry.kind {
         Kind::File { size, digest, chunks, .. } if !chunks.is_empty() => {
             Some((*digest, Content { size: *size, digest: *digest, chunks: chunks.clone() }))
