@@ -82,6 +82,11 @@ pub trait Contents: Send + Sync {
     /// One of some groups that costs less to read just now, because others read it.
     fn at_hand(&self, groups: &BTreeMap<u64, Vec<u32>>) -> Option<u64>;
 
+    /// Keeps a group at hand while it is read, for as long as what is answered is held.
+    fn hold(&self, _group: u64) -> Box<dyn Send + Sync> {
+        Box::new(())
+    }
+
     /// Reads a content, compressed. Whether it has its digest is for the one who opens it to verify.
     ///
     /// # Errors
@@ -167,6 +172,8 @@ pub struct Reading {
     bundle: Bundle,
     groups: BTreeMap<u64, Vec<u32>>,
     group: std::vec::IntoIter<u32>,
+    /// The group that is being read.
+    held: Box<dyn Send + Sync>,
     _turn: Box<dyn Send + Sync>,
 }
 
@@ -178,7 +185,7 @@ impl Reading {
         for index in wanted {
             groups.entry(bundle.contents.group(index)).or_default().push(index);
         }
-        Self { bundle: bundle.clone(), groups, group: Vec::new().into_iter(), _turn: turn }
+        Self { bundle: bundle.clone(), groups, group: Vec::new().into_iter(), held: Box::new(()), _turn: turn }
     }
 
     /// The next content; none after the last.
@@ -201,6 +208,7 @@ impl Reading {
             let at_hand = self.bundle.contents.at_hand(&self.groups);
             let group = at_hand.or_else(|| self.groups.first_key_value().map(|(group, _)| *group))?;
             self.group = self.groups.remove(&group)?.into_iter();
+            self.held = self.bundle.contents.hold(group);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -62,14 +62,42 @@ struct Shared {
     place: LocalFileSystem,
     blobs: Blobs,
     store: Store,
-    /// The segments that were read last, the latest first: agents that are sent the same bundle read them once.
-    at_hand: Mutex<Vec<(i64, Arc<OnceCell<Bytes>>)>>,
+    at_hand: Mutex<AtHand>,
     read_bytes: AtomicU64,
     turns: Arc<Semaphore>,
     reader_turns: Arc<Semaphore>,
     bytes_per_second: Option<u64>,
     /// Until when what was given out of the bandwidth lasts.
     given_until: Mutex<Instant>,
+}
+
+/// A segment that is read once for all who ask for it.
+type Read = Arc<OnceCell<Bytes>>;
+
+/// Segments that need not be read: agents that are sent the same bundle read them once.
+#[derive(Default)]
+struct AtHand {
+    /// Those that were asked for last, the latest first.
+    last: Vec<(i64, Read)>,
+    /// All that somebody holds.
+    held: HashMap<i64, Weak<OnceCell<Bytes>>>,
+}
+
+impl AtHand {
+    fn take(&mut self, segment: i64) -> Read {
+        let read = self.held.get(&segment).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let read = Read::default();
+            self.held.retain(|_, read| read.strong_count() > 0);
+            self.held.insert(segment, Arc::downgrade(&read));
+            read
+        });
+        if self.last.first().is_none_or(|(last, _)| *last != segment) {
+            self.last.retain(|(other, _)| *other != segment);
+            self.last.insert(0, (segment, Arc::clone(&read)));
+            self.last.truncate(SEGMENTS_AT_HAND);
+        }
+        read
+    }
 }
 
 impl Segments {
@@ -145,17 +173,14 @@ impl Segments {
         Ok(self.shared.store.insert_contents(&rows).await?)
     }
 
+    fn at_hand(&self) -> MutexGuard<'_, AtHand> {
+        self.shared.at_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A whole segment, read once for all who ask while it is at hand.
     async fn segment(&self, segment: i64) -> io::Result<Bytes> {
-        let cell = {
-            let mut at_hand = self.shared.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = at_hand.iter().position(|(other, _)| *other == segment).map(|at| at_hand.remove(at));
-            let found = found.unwrap_or_else(|| (segment, Arc::default()));
-            at_hand.insert(0, found.clone());
-            at_hand.truncate(SEGMENTS_AT_HAND);
-            found.1
-        };
-        let read = cell.get_or_try_init(async || {
+        let read = self.at_hand().take(segment);
+        let read = read.get_or_try_init(async || {
             let bytes = self.shared.place.get(&path(segment)).await?.bytes().await?;
             self.shared.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok::<_, object_store::Error>(bytes)
@@ -173,8 +198,8 @@ impl Segments {
         let Some(frame) = segment.get(place.offset as usize..end) else {
             return Ok(Err(Lost { gone: Gone::Beyond(segment.len() as u64), how: "was cut off" }));
         };
-        // A copy: whoever is slow to take it would otherwise keep the whole segment.
-        Ok(Ok(Packed { digest, size: place.size, frame: Bytes::copy_from_slice(frame) }))
+        // Who reads a group of contents holds its segment anyway, and copies this one into what is sent.
+        Ok(Ok(Packed { digest, size: place.size, frame: segment.slice_ref(frame) }))
     }
 
     /// Forgets what is lost of a segment.
@@ -289,7 +314,7 @@ impl Placed {
         Ok(Ok(packed))
     }
 
-    fn moved(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Place>> {
+    fn moved(&self) -> MutexGuard<'_, HashMap<u32, Place>> {
         self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -308,6 +333,10 @@ impl Contents for ForReaders {
 
     fn at_hand(&self, groups: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
         self.contents.at_hand(groups)
+    }
+
+    fn hold(&self, group: u64) -> Box<dyn Send + Sync> {
+        self.contents.hold(group)
     }
 
     async fn read(&self, index: u32) -> io::Result<Packed> {
@@ -331,8 +360,14 @@ impl Contents for Placed {
     }
 
     fn at_hand(&self, groups: &BTreeMap<u64, Vec<u32>>) -> Option<u64> {
-        let at_hand = self.segments.shared.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
-        at_hand.iter().map(|(segment, _)| segment.cast_unsigned()).find(|segment| groups.contains_key(segment))
+        let at_hand = self.segments.at_hand();
+        let last = at_hand.last.iter().map(|(segment, _)| *segment);
+        let held = at_hand.held.iter().filter(|(_, read)| read.strong_count() > 0).map(|(segment, _)| *segment);
+        last.chain(held).map(i64::cast_unsigned).find(|segment| groups.contains_key(segment))
+    }
+
+    fn hold(&self, group: u64) -> Box<dyn Send + Sync> {
+        Box::new(self.segments.at_hand().take(group.cast_signed()))
     }
 
     async fn read(&self, index: u32) -> io::Result<Packed> {
