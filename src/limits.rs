@@ -118,9 +118,11 @@ pub const SHELL_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// Bytes that a machine that only has a shell answers to a short question.
 pub const SHELL_ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Bytes that it answers of a tree, or keeps of one.
-pub const SHELL_TREE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const SHELL_TREE_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// Pushes to it that were cut off one after the other, without one that came to its end.
+pub const SHELL_BEGUN_MAX: usize = 64;
 /// Bytes in the manifest of a bundle that is brought to it.
-pub const SHELL_MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const SHELL_MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a poll for steps is kept open while there is none. Less than what proxies cut off.
 pub const STEP_POLL_MAX: Duration = Duration::from_secs(25);
 /// Steps that wait for a machine that polls, or run there.

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 
-use crate::api::LinkKind;
+use crate::api::{AgentState, LinkKind};
 use crate::http::App;
 use crate::http::access::Caller;
 use crate::http::problem::Fault;
@@ -57,6 +57,10 @@ impl FromRequestParts<App> for Own {
         if agent.link_kind() != LinkKind::Poll {
             let fault = Fault::conflict("link", "the agent did not register with the link `poll`");
             return Err(fault.with_hint("register again with `\"link\": \"poll\"`"));
+        }
+        if agent.state() == AgentState::Lost {
+            // What it says of itself brings it back, and what becomes of it then.
+            return Err(Fault::conflict("lost", "the agent was lost; it is to register again"));
         }
         agent.heard();
         Ok(Self(polled(&app.roster, &agent)))
@@ -126,8 +130,8 @@ pub(crate) async fn input(Own(polled): Own, Name(Number(step)): Name<Number>) ->
     let body = match polled.line.input(step).map_err(over)? {
         Input::None => Body::empty(),
         Input::Whole(bytes) => Body::from(bytes),
-        Input::Pieces(pieces) => {
-            let pieces = futures_util::stream::unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));
+        Input::Pieces(begin) => {
+            let pieces = futures_util::stream::unfold(begin(), async |mut pieces| Some((pieces.recv().await?, pieces)));
             Body::from_stream(futures_util::StreamExt::map(pieces, Ok::<Bytes, std::convert::Infallible>))
         }
     };
@@ -155,9 +159,9 @@ pub(crate) async fn err(own: Own, Name(step): Name<Number>, request: Request) ->
 }
 
 async fn wrote(Own(polled): Own, Number(step): Number, stream: Stream, request: Request) -> Result<StatusCode, Fault> {
-    let bytes_max = polled.line.output_bytes_max(step, stream).map_err(over)?;
-    let bytes = body(request.into_body(), bytes_max).await?;
-    polled.line.wrote(step, stream, bytes).map_err(over)?;
+    let writing = polled.line.writing(step, stream).map_err(over)?;
+    let bytes = body(request.into_body(), writing.bytes_max).await?;
+    writing.end(bytes).map_err(over)?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,9 +1,11 @@
 //! Steps of a [`Shell`](super::shell::Shell) that the machine fetches: what `muster-poll` asks for, and what it brings back.
 //!
-//! A step is handed out until the machine says that it has it, and is over when its status came. Its output comes before that, whole. HTTP
-//! is somebody else's: this is a queue with a few words to it.
+//! A step is handed out until the machine says that it has it, and is over when its status came. Its output comes before that, whole. One
+//! that the machine had and has no more, without a status, is lost: it is never handed out a second time. HTTP is somebody else's: this is a
+//! queue with a few words to it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use crate::machine::{CallError, Stream};
 pub struct Line {
     steps: Mutex<BTreeMap<u64, Waiting>>,
     changed: Notify,
+    /// The number of the last poll: one that is open still when another comes knows less.
+    polls: AtomicU64,
 }
 
 /// A step until it is over.
@@ -30,7 +34,11 @@ struct Waiting {
     output_bytes_max: usize,
     /// Whether it was handed out.
     is_sent: bool,
+    /// Whether the machine said that it has it.
+    is_there: bool,
     written: [Option<Bytes>; 2],
+    /// Whether something is just being brought for each.
+    is_written: [bool; 2],
     done: Option<oneshot::Sender<Done>>,
 }
 
@@ -64,8 +72,13 @@ impl Line {
     /// the machine has not is handed out again: the answer was lost.
     pub async fn next(&self, here: &[u64], wait: Duration) -> Option<Handed> {
         let until = Instant::now() + wait;
+        let poll = self.polls.fetch_add(1, Ordering::Relaxed) + 1;
+        self.changed.notify_waiters();
         loop {
             let changed = self.changed.notified();
+            if self.polls.load(Ordering::Relaxed) != poll {
+                return None;
+            }
             if let Some(handed) = self.hand_out(here) {
                 return Some(handed);
             }
@@ -77,6 +90,18 @@ impl Line {
 
     fn hand_out(&self, here: &[u64]) -> Option<Handed> {
         let mut steps = self.steps();
+        let lost: Vec<u64> = steps.iter().filter(|(id, step)| step.is_there && !here.contains(id)).map(|(id, _)| *id).collect();
+        for id in lost {
+            if let Some(done) = steps.remove(&id).and_then(|step| step.done) {
+                let why = "the machine lost the step, or could not bring what came of it\n";
+                let _ = done.send(([None, Some(why.into())], 48));
+            }
+        }
+        for id in here {
+            if let Some(step) = steps.get_mut(id) {
+                step.is_there = true;
+            }
+        }
         let (id, step) = steps.iter_mut().find(|(id, step)| !step.is_sent || !here.contains(id))?;
         step.is_sent = true;
         Some(Handed { id: *id, text: step.text.clone(), has_input: step.has_input, output_bytes_max: step.output_bytes_max })
@@ -99,24 +124,19 @@ impl Line {
         }
     }
 
-    /// How many bytes may be brought of a step's output. Why it failed has room in any case.
+    /// Begins to take what a step wrote. Why it failed has room in any case.
     ///
     /// # Errors
-    /// If nobody waits for it.
-    pub fn output_bytes_max(&self, id: u64, stream: Stream) -> Result<usize, NoStep> {
-        let least = if stream == Stream::Stderr { SHELL_ANSWER_BYTES_MAX } else { 0 };
-        self.steps().get(&id).map(|step| step.output_bytes_max.max(least)).ok_or(NoStep)
-    }
-
-    /// Takes what a step wrote. Brought again, it counts instead.
-    ///
-    /// # Errors
-    /// If nobody waits for it.
-    pub fn wrote(&self, id: u64, stream: Stream, bytes: Bytes) -> Result<(), NoStep> {
+    /// If nobody waits for it, or it is just being brought: that would be memory for nothing.
+    pub fn writing(&self, id: u64, stream: Stream) -> Result<Writing<'_>, NoStep> {
         let mut steps = self.steps();
-        let [out, err] = &mut steps.get_mut(&id).ok_or(NoStep)?.written;
-        *(if stream == Stream::Stdout { out } else { err }) = Some(bytes);
-        Ok(())
+        let step = steps.get_mut(&id).ok_or(NoStep)?;
+        let least = if stream == Stream::Stderr { SHELL_ANSWER_BYTES_MAX } else { 0 };
+        let is_written = of(&mut step.is_written, stream);
+        if std::mem::replace(is_written, true) {
+            return Err(NoStep);
+        }
+        Ok(Writing { line: self, id, stream, bytes_max: step.output_bytes_max.max(least) })
     }
 
     /// Takes a step's end.
@@ -130,6 +150,39 @@ impl Line {
             let _ = done.send((step.written, status));
         }
         Ok(())
+    }
+}
+
+/// The one of two that is a stream's.
+fn of<T>([out, err]: &mut [T; 2], stream: Stream) -> &mut T {
+    if stream == Stream::Stdout { out } else { err }
+}
+
+/// What a step wrote, while it is brought.
+pub struct Writing<'a> {
+    line: &'a Line,
+    id: u64,
+    stream: Stream,
+    /// How many bytes it may be.
+    pub bytes_max: usize,
+}
+
+impl Writing<'_> {
+    /// Takes it. Brought again, it counts instead.
+    ///
+    /// # Errors
+    /// If nobody waits for it any more.
+    pub fn end(self, bytes: Bytes) -> Result<(), NoStep> {
+        *of(&mut self.line.steps().get_mut(&self.id).ok_or(NoStep)?.written, self.stream) = Some(bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if let Some(step) = self.line.steps().get_mut(&self.id) {
+            *of(&mut step.is_written, self.stream) = false;
+        }
     }
 }
 
@@ -152,7 +205,9 @@ impl Runner for Arc<Line> {
             input: step.input,
             output_bytes_max: step.output_bytes_max,
             is_sent: false,
+            is_there: false,
             written: [None, None],
+            is_written: [false, false],
             done: Some(done),
         };
         {
@@ -197,12 +252,36 @@ mod tests {
         assert_eq!(line.next(&[], Duration::ZERO).await.unwrap(), handed, "the answer was lost");
         assert_eq!(line.next(&[7], Duration::ZERO).await, None, "it is there");
         assert!(matches!(line.input(7), Ok(Input::Whole(_))) && matches!(line.input(7), Ok(Input::Whole(_))));
-        line.wrote(7, Stream::Stderr, "err".into()).unwrap();
-        line.wrote(7, Stream::Stdout, "out".into()).unwrap();
+        let writing = line.writing(7, Stream::Stderr).unwrap();
+        assert!(line.writing(7, Stream::Stderr).is_err(), "it is being brought");
+        writing.end("err".into()).unwrap();
+        line.writing(7, Stream::Stdout).unwrap().end("out".into()).unwrap();
         line.done(7, 3).unwrap();
         assert_eq!(line.done(7, 3), Err(NoStep));
         assert_eq!(running.await, Ok(3));
         assert_eq!(written, [(Stream::Stdout, b"out".to_vec()), (Stream::Stderr, b"err".to_vec())]);
+    }
+
+    #[tokio::test]
+    async fn a_step_that_the_machine_had_and_lost_is_not_handed_out_again() {
+        let line = Arc::new(Line::default());
+        let mut said = Vec::new();
+        let mut see = |_, bytes: &[u8]| said.extend_from_slice(bytes);
+        let polls = async {
+            assert_eq!(line.next(&[], Duration::from_secs(60)).await.unwrap().id, 1);
+            assert_eq!(line.next(&[1], Duration::ZERO).await, None);
+            assert_eq!(line.next(&[], Duration::ZERO).await, None);
+        };
+        let (status, ()) = tokio::join!(line.run(step(1), &mut see), polls);
+        assert_eq!(status, Ok(48));
+        assert!(String::from_utf8(said).unwrap().contains("lost"));
+    }
+
+    #[tokio::test]
+    async fn a_poll_that_is_open_still_when_another_comes_is_answered_with_nothing() {
+        let line = Arc::new(Line::default());
+        let (older, newer) = tokio::join!(line.next(&[], Duration::from_secs(600)), line.next(&[], Duration::ZERO));
+        assert_eq!((older, newer), (None, None));
     }
 
     #[tokio::test]
@@ -216,7 +295,6 @@ mod tests {
             handed = line.next(&[], Duration::from_secs(60)) => assert_eq!(handed.unwrap().id, 1),
         }
         assert_eq!(line.next(&[], Duration::ZERO).await, None);
-        assert_eq!(line.wrote(1, Stream::Stdout, "x".into()), Err(NoStep));
-        assert!(line.input(1).is_err() && line.output_bytes_max(1, Stream::Stdout).is_err());
+        assert!(line.input(1).is_err() && line.writing(1, Stream::Stdout).is_err());
     }
 }

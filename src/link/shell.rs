@@ -6,7 +6,7 @@
 //! says is there, with the same rules as an agent's own.
 //!
 //! A step that was cut off, or that nobody waits for any more, is ended on the machine by another one. A machine that lies deceives itself
-//! alone: what it answers is bounded, parsed, and used for nothing but its own steps.
+//! alone: what it answers is bounded, taken apart beside the server's other work, and used for nothing but its own steps.
 
 mod plan;
 mod snapshot;
@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bits::contents::Bundle;
 use crate::limits::{
-    COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, SHELL_ANSWER_BYTES_MAX, SHELL_LOOK_INTERVAL, STDIN_BYTES_MAX,
+    COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PROBE_MAX, SHELL_ANSWER_BYTES_MAX, SHELL_LOOK_INTERVAL,
+    STDIN_BYTES_MAX,
 };
 use crate::link::Link;
 use crate::link::frames::Launched;
@@ -39,18 +40,16 @@ const EXIT_BYTES_MAX: usize = 64;
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// What a step reads on its standard input.
-#[derive(Debug)]
 pub enum Input {
     /// Nothing.
     None,
     /// This.
     Whole(Bytes),
-    /// What comes here, to its end.
-    Pieces(mpsc::Receiver<Bytes>),
+    /// What comes from what this begins, to its end. It is begun when the machine takes it.
+    Pieces(Box<dyn FnOnce() -> mpsc::Receiver<Bytes> + Send>),
 }
 
 /// One thing to be run by a shell on the machine.
-#[derive(Debug)]
 pub struct Step {
     /// No other step of this machine has it, also after the server was started anew.
     pub id: u64,
@@ -135,7 +134,11 @@ impl Shell {
         loop {
             let launched = tokio::select! {
                 () = self.inner.over.cancelled() => return self.reason(),
-                launched = self.launched() => launched,
+                launched = tokio::time::timeout(PROBE_MAX, self.launched()) => match launched {
+                    Ok(launched) => launched,
+                    // The step is there and does not end: it was killed, or the machine hangs.
+                    Err(_) => return format!("the machine did not say within {} s how what was launched is", PROBE_MAX.as_secs()),
+                },
             };
             if let Ok(launched) = launched {
                 heard();
@@ -246,7 +249,8 @@ impl Shell {
             () = self.inner.over.cancelled() => Err(unreachable()),
             status = self.inner.runner.run(step, output) => status,
         };
-        running.ended = status.is_ok();
+        // One that was killed left things behind.
+        running.ended = matches!(status, Ok(0 | 44..=48));
         status
     }
 }
@@ -339,8 +343,59 @@ fn odd() -> CallError {
     CallError::Other("the machine answered with something else than was asked".into())
 }
 
+/// Variables to which some shell gives a meaning: setting one does something else, or even runs what its value says.
+const SHELL_NAMES: &[&str] = &[
+    "_",
+    "BASHOPTS",
+    "BASHPID",
+    "COPROC",
+    "DIRSTACK",
+    "EPOCHREALTIME",
+    "EPOCHSECONDS",
+    "ERRNO",
+    "EUID",
+    "FUNCNAME",
+    "GROUPS",
+    "HISTCMD",
+    "IFS",
+    "LINENO",
+    "MAPFILE",
+    "OPTARG",
+    "OPTERR",
+    "OPTIND",
+    "PIPESTATUS",
+    "PPID",
+    "PS1",
+    "PS2",
+    "PS3",
+    "PS4",
+    "RANDOM",
+    "REPLY",
+    "SECONDS",
+    "SHELLOPTS",
+    "SHLVL",
+    "SRANDOM",
+    "TMOUT",
+    "UID",
+];
+/// What the names of others begin with.
+const SHELL_NAME_PREFIXES: &[&str] = &["BASH_", "COMP_", "KSH_", "READLINE_", "m_", "muster_"];
+
+/// Whether a shell can set a variable and does nothing else by it.
+fn is_plain_variable(name: &str) -> bool {
+    let is_name =
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') && !name.starts_with(|first: char| first.is_ascii_digit());
+    is_name && !name.is_empty() && !SHELL_NAMES.contains(&name) && !SHELL_NAME_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// A command as a step reads it: as a list, with its input after it.
 fn program(command: &Command) -> Result<Bytes, CallError> {
+    if let Some((name, _)) = command.env.iter().find(|(name, _)| !is_plain_variable(name)) {
+        let name: String = name.chars().take(100).collect::<String>().escape_default().collect();
+        return Err(CallError::Invalid(format!(
+            "the machine's shell can not give a command a variable `{name}`; where muster-agent is installed it can be given"
+        )));
+    }
     let bytes = command.args.iter().map(String::len).sum::<usize>()
         + command.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
     if command.args.len() > COMMAND_ARGS_MAX || command.env.len() > COMMAND_ARGS_MAX || bytes > COMMAND_BYTES_MAX {
@@ -443,7 +498,7 @@ impl Link for Shell {
         let _one = self.inner.syncing.lock().await;
         // In a task of its own: what planning costs is not the module's, whose processor time is that of the task which calls here.
         let (shell, destination, bundle) = (self.clone(), destination.to_owned(), bundle.clone());
-        let syncing = tokio::spawn(async move { sync::sync(&shell, &destination, &bundle, rules).await });
+        let syncing = self.inner.runtime.spawn(async move { sync::sync(&shell, &destination, &bundle, rules).await });
         tokio_util::task::AbortOnDropHandle::new(syncing).await.map_err(|_| CallError::Other("the sync broke down".into()))?
     }
 
@@ -512,6 +567,19 @@ mod tests {
         assert!(status == 3 && truncated);
         for cut in ["", "\nMUSTER-EXIT 3", "\nMUSTER-EXIT 3 1", "\nMUSTER-EXIT x 0\n"] {
             assert_eq!(Held(cut.into()).end(), None, "{cut:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_to_which_a_shell_gives_a_meaning_is_refused() {
+        let with = |name: &str| {
+            program(&Command { program: "/bin/true".into(), env: vec![(name.into(), "x[$(id)]".into())], ..Command::default() })
+        };
+        for name in ["KEY", "PATH", "HOME", "_own", "OPT", "a1"] {
+            assert!(with(name).is_ok(), "{name}");
+        }
+        for name in ["", "1a", "a-b", "a.b", "a b", "a=b", "RANDOM", "OPTIND", "SECONDS", "BASH_ENV", "muster_n", "m_x", "_", "\u{e9}"] {
+            assert!(matches!(with(name), Err(CallError::Invalid(_))), "{name}");
         }
     }
 

@@ -35,6 +35,7 @@ async fn keep(roster: &Roster, agent: &Arc<Agent>, polled: Polled) {
             roster.open_link(agent, Arc::clone(&link), Some(launched));
             // It may have been given up just now.
             if agent.state() == AgentState::Gone {
+                let _ = link.drain("the agent is gone").await;
                 roster.close_link(agent, &link, "the agent is gone");
                 return;
             }

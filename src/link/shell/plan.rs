@@ -132,11 +132,21 @@ pub(super) fn plan(manifest: &Manifest, steps: &Steps, snapshot: &Snapshot) -> R
         list.path(&[b"move"], &entry.path)?;
     }
     let dressed = put.iter().copied().filter(|entry| sent_mode(entry) != entry.mode || sent_mtime(entry).1);
-    for entry in dressed.chain(entries(manifest, &steps.touch)) {
-        if let Kind::File { mtime, .. } = &entry.kind {
-            list.path(&[b"mode", octal(entry.mode).as_bytes()], &entry.path)?;
-            list.path(&[b"mtime", mtime.to_string().as_bytes()], &entry.path)?;
-        }
+    let dressed = dressed.chain(entries(manifest, &steps.touch));
+    let mut times: Vec<(i64, &Entry)> = dressed
+        .filter_map(|entry| match entry.kind {
+            Kind::File { mtime, .. } => Some((mtime, entry)),
+            _ => None,
+        })
+        .collect();
+    // What is alike shares a line.
+    times.sort_by_key(|(_, entry)| entry.mode);
+    for (_, entry) in &times {
+        list.path(&[b"mode", octal(entry.mode).as_bytes()], &entry.path)?;
+    }
+    times.sort_by_key(|(mtime, _)| *mtime);
+    for (mtime, entry) in &times {
+        list.path(&[b"mtime", mtime.to_string().as_bytes()], &entry.path)?;
     }
     let directories: BTreeSet<&TreePath> =
         snapshot.all.iter().flatten().filter(|(_, seen)| matches!(seen, Seen::Directory(_))).map(|(path, _)| path).collect();

@@ -20,7 +20,7 @@ pub(super) struct Snapshot {
     pub(super) seen: HashMap<TreePath, Option<Seen>>,
     /// What the machine says that files hold; none if it can not read them.
     pub(super) digests: HashMap<TreePath, Option<Digest>>,
-    /// Everything there is, if it was asked for: kinds alone.
+    /// Everything there is, by path, if it was asked for: kinds alone.
     pub(super) all: Option<Vec<(TreePath, Seen)>>,
     /// How the files looked that were known from before.
     pub(super) known: HashMap<TreePath, (u64, Stamp)>,
@@ -77,9 +77,17 @@ impl Place for View<'_> {
             self.lacking.borrow_mut().all = true;
             return Ok(Vec::new());
         };
-        let is_wanted = |found: &TreePath| {
-            path.is_none_or(|path| found.is_below(path)) && hidden.is_none_or(|hidden| found != hidden && !found.is_below(hidden))
+        // What is below a path lies together.
+        let below = match path {
+            Some(path) => {
+                let first = [path.as_bytes(), b"/"].concat();
+                let from = all.partition_point(|(found, _)| found.as_bytes() < first.as_slice());
+                let rest = all.get(from..).unwrap_or_default();
+                rest.get(..rest.partition_point(|(found, _)| found.is_below(path))).unwrap_or_default()
+            }
+            None => all,
         };
-        Ok(all.iter().filter(|(found, _)| is_wanted(found)).cloned().collect())
+        let is_visible = |found: &TreePath| hidden.is_none_or(|hidden| found != hidden && !found.is_below(hidden));
+        Ok(below.iter().filter(|(found, _)| is_visible(found)).cloned().collect())
     }
 }

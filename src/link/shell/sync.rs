@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{mpsc, oneshot};
 
 use super::plan::{List, Sent, plan};
 use super::snapshot::{Lacking, Snapshot, View};
@@ -26,7 +26,9 @@ use crate::bits::manifest::{Entry, Kind, Manifest};
 use crate::bits::pack::Opener;
 use crate::bits::path::TreePath;
 use crate::bits::tree::{Seen, Stamp};
-use crate::limits::{PIECE_BYTES, SHELL_ANSWER_BYTES_MAX, SHELL_MANIFEST_BYTES_MAX, SHELL_TREE_BYTES_MAX};
+use crate::limits::{
+    PIECE_BYTES, READER_STALL_TIMEOUT, SHELL_ANSWER_BYTES_MAX, SHELL_BEGUN_MAX, SHELL_MANIFEST_BYTES_MAX, SHELL_TREE_BYTES_MAX,
+};
 use crate::machine::sync::not_applied;
 use crate::machine::{SyncMode, SyncRules, with_causes};
 use crate::names::Digest;
@@ -71,14 +73,19 @@ pub(super) async fn sync(shell: &Shell, destination: &str, bundle: &Bundle, rule
         change.changed = true;
         change.files_changed = (steps.put.len() + steps.touch.len()) as u64;
         change.files_removed = steps.files_removed;
-        let put = steps.put.iter().chain(&steps.touch).filter_map(|index| manifest.entries().get(*index));
+        let put = steps.put.iter().filter_map(|index| manifest.entries().get(*index));
         let put: BTreeSet<TreePath> = put.map(|entry| entry.path.clone()).collect();
         let mut seen = Snapshot::default();
         let now = far.look(&mut seen, &put, false).await?;
-        stamps.extend(seen.seen.into_iter().filter_map(|(path, seen)| match seen {
+        stamps.extend(seen.seen.into_iter().filter_map(|(path, seen)| match (seen, manifest.get(&path).map(|entry| &entry.kind)) {
             // The time of a change of anything is now. Who changes it again in this second, and not its size, shows by the other time,
             // which was set to what the bundle says.
-            Some(Seen::File { size, stamp, .. }) if stamp.mtime() < now - 1 => Some((path, (size, stamp))),
+            (Some(Seen::File { size, stamp, .. }), Some(Kind::File { size: wanted, mtime, .. }))
+                if size == *wanted && stamp.mtime() == *mtime && is_past(stamp, now) =>
+            {
+                Some((path, (size, stamp)))
+            }
+            // What somebody changed meanwhile is read the next time, and so is what only was given another time.
             _ => None,
         }));
         far.begin(&text(&after, &stamps)?).await?;
@@ -89,6 +96,14 @@ pub(super) async fn sync(shell: &Shell, destination: &str, bundle: &Bundle, rule
 
 fn owned<'a>((path, seen): (&'a TreePath, &'a (u64, Stamp))) -> (TreePath, (u64, Stamp)) {
     (path.clone(), *seen)
+}
+
+/// Does what takes the processor for long and leaves the runtime's other work to other threads.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// Whether a file was changed long enough before it was looked at for any later change to show: the machine tells whole seconds.
@@ -233,7 +248,7 @@ impl<'a> Far<'a> {
 
     /// What was put there, and how it looked then.
     async fn ledger(&self) -> Result<(Ledger, Stamps), CallError> {
-        let answer = self.ask(&["muster_ledger_read", self.shell.root(), &self.key], Input::None, 2 * SHELL_TREE_BYTES_MAX).await?;
+        let answer = self.ask(&["muster_ledger_read", self.shell.root(), &self.key], Input::None, SHELL_TREE_BYTES_MAX).await?;
         let damaged = || {
             let file = format!("{}/.muster/shell/{}", self.shell.root(), self.key);
             CallError::Other(format!("what `{file}` says is damaged; without it the next push begins anew and removes nothing"))
@@ -249,7 +264,10 @@ impl<'a> Far<'a> {
             let bytes = bytes.get(1..).and_then(number).ok_or_else(odd)?;
             let (text, after) = after.split_at_checked(bytes).ok_or_else(odd)?;
             rest = after;
-            let (manifest, known) = parse(text).ok_or_else(damaged)?;
+            let (manifest, known) = aside(|| parse(text)).ok_or_else(damaged)?;
+            if begun.len() >= SHELL_BEGUN_MAX {
+                return Err(damaged());
+            }
             if word == b"settled" {
                 (settled, stamps) = (Some(manifest), known);
             } else {
@@ -275,7 +293,18 @@ impl<'a> Far<'a> {
         }
         if all {
             lines.next().filter(|line| *line == b"all").ok_or_else(odd)?;
-            snapshot.all = Some(lines.by_ref().take_while(|line| *line != b"end").filter_map(found).collect());
+            let mut whole = false;
+            let listed = lines.by_ref().take_while(|line| {
+                whole = *line == b"end";
+                !whole
+            });
+            let mut all: Vec<_> = aside(|| listed.filter_map(found).collect());
+            all.sort_by(|(one, _), (other, _)| one.cmp(other));
+            // A list that was cut off would be taken for less than is there.
+            if !whole {
+                return Err(odd());
+            }
+            snapshot.all = Some(all);
         } else {
             lines.next().filter(|line| *line == b"end").ok_or_else(odd)?;
         }
@@ -295,7 +324,8 @@ impl<'a> Far<'a> {
             "-" => Ok(None),
             digest => digest.parse().map(Some).map_err(|_| odd()),
         };
-        names.iter().map(|_| read()).collect()
+        let digests = names.iter().map(|_| read()).collect::<Result<Vec<_>, _>>()?;
+        if lines.next() == Some("end") { Ok(digests) } else { Err(odd()) }
     }
 
     async fn survey(
@@ -307,7 +337,7 @@ impl<'a> Far<'a> {
         max_delete_percent: u8,
     ) -> Result<Steps, CallError> {
         loop {
-            let (steps, lacking) = self.survey_once(snapshot, ledger, manifest, mode, max_delete_percent);
+            let (steps, lacking) = aside(|| self.survey_once(snapshot, ledger, manifest, mode, max_delete_percent));
             // What was decided without knowing everything is worth nothing, and neither are its errors.
             if lacking.is_empty() {
                 return steps.map_err(not_applied);
@@ -355,7 +385,7 @@ impl<'a> Far<'a> {
     /// Sends what is missing and switches to it. Answers how many bytes of contents were sent.
     async fn bring(&self, bundle: &Bundle, steps: &Steps, snapshot: &Snapshot) -> Result<u64, CallError> {
         let version = bundle.version.to_string();
-        let mut plan = plan(&bundle.manifest, steps, snapshot)?;
+        let mut plan = aside(|| plan(&bundle.manifest, steps, snapshot))?;
         let content = |sent: &Sent| bundle.manifest.contents().get(sent.content as usize).copied();
         if !plan.sent.is_empty() {
             let names: Vec<&[u8]> = plan.sent.iter().map(|sent| sent.name.as_slice()).collect();
@@ -365,13 +395,21 @@ impl<'a> Far<'a> {
         }
         let bytes = plan.sent.iter().filter_map(content).map(|(_, size)| size).sum();
         if !plan.sent.is_empty() {
-            let (to, pieces) = mpsc::channel(PIECES_WAITING);
-            let sending = AbortOnDropHandle::new(tokio::spawn(send(bundle.clone(), plan.sent, to)));
+            let (told, mut sent) = oneshot::channel();
+            let (bundle, plan_sent) = (bundle.clone(), plan.sent);
+            // Begun when the machine takes it, so that none who does not keeps others from their turn.
+            let begin = move || {
+                let (to, pieces) = mpsc::channel(PIECES_WAITING);
+                tokio::spawn(async move { told.send(send(bundle, plan_sent, to).await) });
+                pieces
+            };
             let words = ["muster_stage", self.shell.root(), &self.key, &version];
-            let staged = self.ask(&words, Input::Pieces(pieces), SHELL_ANSWER_BYTES_MAX).await;
+            let staged = self.ask(&words, Input::Pieces(Box::new(begin)), SHELL_ANSWER_BYTES_MAX).await;
             // What could not be read is the cause of what the machine says then.
-            sending.await.map_err(|_| CallError::Other("sending broke down".into()))??;
-            staged?;
+            staged.map_err(|error| match sent.try_recv() {
+                Ok(Err(cause)) => cause,
+                _ => error,
+            })?;
         }
         let words = ["muster_switch", self.shell.root(), self.destination, &self.key, &version];
         self.ask(&words, Input::Whole(plan.list.into()), SHELL_ANSWER_BYTES_MAX).await?;
@@ -411,7 +449,7 @@ async fn pass(bundle: &Bundle, stream: &mut tar::Builder<Vec<u8>>, to: &mpsc::Se
     while !written.is_empty() {
         let piece = written.split_to(written.len().min(PIECE_BYTES));
         bundle.contents.pace(piece.len()).await;
-        if to.send(piece).await.is_err() {
+        if to.send_timeout(piece, READER_STALL_TIMEOUT).await.is_err() {
             return false;
         }
     }

@@ -51,7 +51,8 @@ async fn send(mut to: ExecInput, input: Input) -> Result<(), SshError> {
                 to.write(bytes.split_to(PIECE_BYTES.min(bytes.len()))).await?;
             }
         }
-        Input::Pieces(mut pieces) => {
+        Input::Pieces(begin) => {
+            let mut pieces = begin();
             while let Some(piece) = pieces.recv().await {
                 to.write(piece).await?;
             }
