@@ -451,6 +451,87 @@ pub struct ImageCost {
     pub last_boot_us: i64,
 }
 
+/// What waits for a label at its controller, and who is there for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Demand {
+    /// The label.
+    pub label: String,
+    /// The controller.
+    pub controller: String,
+    /// When it was so.
+    pub seen_us: i64,
+    /// Builds that wait.
+    pub queued: u64,
+    /// The same by why they wait: `no-nodes`, `offline`, `busy`, `other` for an executor; `blocked`, `quiet`, `shutting-down` for none.
+    pub reasons: BTreeMap<String, u64>,
+    /// Executors that build.
+    pub busy: u64,
+    /// Executors that could.
+    pub idle: u64,
+    /// How long the one that waits longest has waited for an executor.
+    pub oldest_waiting_seconds: u64,
+    /// How many executors more would be used at once: builds that wait for one, less those that are idle.
+    pub should_grow: u64,
+    /// Why there are no newer figures, if the controller did not answer since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A controller of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Controller {
+    /// Its name.
+    pub name: String,
+    /// What it is: `jenkins`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its URL.
+    pub url: String,
+    /// The user.
+    pub user: String,
+    /// The labels whose policies in force name it.
+    pub labels: Vec<String>,
+    /// Its version, if it was heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// When it last said what waits there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_us: Option<i64>,
+    /// Why it did not since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a controller lets its user do, as it was found out just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ControllerCheck {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// Whether it answers as a Jenkins that is ready.
+    pub answers: bool,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Who it takes the user for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Permissions that the user lacks: `Agent/Create`.
+    pub missing: Vec<String>,
+    /// Permissions of which it could not be found out.
+    pub unseen: Vec<String>,
+    /// The node that was made for this, and that could not be removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
+    /// What kept more from being found out, or is wrong besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// One recorded policy of a label.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]

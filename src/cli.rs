@@ -22,6 +22,7 @@ mod bundle;
 mod client;
 mod compile;
 mod completions;
+mod controller;
 mod demo;
 mod label;
 mod module;
@@ -71,6 +72,9 @@ enum Command {
     /// Sets what the server does for a label
     #[command(subcommand)]
     Label(label::Command),
+    /// Looks at the controllers that agents work for
+    #[command(subcommand)]
+    Controller(controller::Command),
     /// Makes and revokes tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -197,6 +201,7 @@ async fn act(arguments: Arguments) -> Result<(), CliError> {
         Command::Module(command) => Box::pin(module::run(command, &global.client()?, output)).await,
         Command::Bundle(command) => Box::pin(bundle::run(command, &global.client()?, output)).await,
         Command::Label(command) => Box::pin(label::run(command, &global.client()?, output)).await,
+        Command::Controller(command) => Box::pin(controller::run(command, &global.client()?, output)).await,
         Command::Token(command) => Box::pin(token::run(command, &global.client()?, output)).await,
         Command::Agent(command) => Box::pin(agent::run(command, &global.client()?, output)).await,
         Command::Run(command) => Box::pin(run::run(command, &global.client()?, output)).await,
@@ -346,6 +351,8 @@ mod tests {
             "muster label swap linux --module base --yes",
             "muster label rollback linux --to 3",
             "muster token create --kind join --team media --label linux --label large",
+            "muster controller ls",
+            "muster controller check main",
             "muster token ls",
             "muster token revoke 0198",
             "muster agent ls --label linux --state ready --json",

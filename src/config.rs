@@ -1,7 +1,9 @@
 //! `muster.toml`: what an admin sets for one server. Every setting has a default, so that no file is needed.
 
 pub mod compat;
+pub mod controller;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +18,7 @@ use crate::limits::{
     RUN_RECORDS_KEPT_DAYS_MAX, RUNS_AT_ONCE, RUNS_AT_ONCE_MAX, RUNS_KEPT_PER_AGENT, RUNS_KEPT_PER_AGENT_MAX, SESSIONS_CEILING,
     SESSIONS_MAX, STREAMS_CEILING, STREAMS_MAX,
 };
+use crate::names::ControllerName;
 
 /// The port on which a server listens unless told otherwise.
 pub const PORT: u16 = 7700;
@@ -44,6 +47,8 @@ pub struct Config {
     pub ssh: Option<Ssh>,
     /// The URLs of other servers.
     pub compat: compat::Compat,
+    /// What agents work for, by name.
+    pub controller: BTreeMap<ControllerName, controller::Controller>,
     /// Metrics.
     pub metrics: Metrics,
     /// What is kept.
@@ -162,6 +167,7 @@ impl Default for Config {
             bits: Bits::default(),
             ssh: None,
             compat: compat::Compat::default(),
+            controller: BTreeMap::new(),
             metrics: Metrics::default(),
             kept: Kept::default(),
         }
@@ -260,7 +266,7 @@ pub enum ConfigError {
         /// The file.
         file: PathBuf,
         /// The setting.
-        field: &'static str,
+        field: String,
         /// What is wrong with it.
         problem: String,
     },
@@ -289,7 +295,8 @@ impl Config {
             let (line, column) = place(text, error.span().map_or(0, |span| span.start));
             ConfigError::Syntax { file: file.into(), line, column, problem: error.message().trim().into() }
         })?;
-        match config.out_of_range() {
+        let wrong = config.out_of_range().map(|(field, problem)| (field.to_owned(), problem));
+        match wrong.or_else(|| controller::out_of_range(&config.controller)) {
             Some((field, problem)) => Err(ConfigError::Range { file: file.into(), field, problem }),
             None => Ok(config),
         }

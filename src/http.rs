@@ -6,6 +6,7 @@ pub mod access;
 mod agents;
 mod bundles;
 pub mod compat;
+mod controllers;
 mod explain;
 mod labels;
 mod modules;
@@ -41,6 +42,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::controller::Controllers;
 use crate::http::problem::Fault;
 use crate::limits::{ACCEPT_PAUSE, CONNECTION_IDLE_MAX, REQUEST_TIMEOUT, TCP_KEEPALIVE};
 use crate::provision::Provision;
@@ -65,6 +67,8 @@ pub struct Parts {
     pub segments: Segments,
     /// Releases in force.
     pub shelf: Arc<Shelf>,
+    /// Controllers.
+    pub controllers: Arc<Controllers>,
     /// Turns to send a manifest.
     pub manifests: Semaphore,
     /// Agents.
@@ -121,6 +125,9 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(labels::releases))
         .routes(routes!(labels::swap))
         .routes(routes!(labels::rollback))
+        .routes(routes!(controllers::demand))
+        .routes(routes!(controllers::list))
+        .routes(routes!(controllers::check))
         .routes(routes!(agents::list))
         .routes(routes!(agents::show, agents::remove))
         .routes(routes!(explain::explain))

@@ -12,6 +12,8 @@ pub mod cli;
 #[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]
+pub mod controller;
+#[cfg(feature = "server")]
 pub mod credential;
 #[cfg(feature = "server")]
 pub mod http;

@@ -136,6 +136,51 @@ pub const GENERATIONS_KEPT: usize = 2;
 /// Files of one push that are made durable one by one; for more of them, the file system is asked once.
 pub const SYNC_FILES_MAX: usize = 64;
 
+// Controllers.
+
+/// Controllers in the configuration.
+pub const CONTROLLERS_MAX: usize = 32;
+/// How long one request to a controller may take, unless the configuration says.
+pub const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time that the configuration may let a request to a controller take.
+pub const CONTROLLER_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Requests that are under way to one controller at once, unless the configuration says. More of them would queue within Jenkins.
+pub const CONTROLLER_REQUESTS_AT_ONCE: usize = 4;
+/// The most requests that the configuration may have under way to one controller at once.
+pub const CONTROLLER_REQUESTS_AT_ONCE_MAX: usize = 64;
+/// Requests to one controller that begin in a second, unless the configuration says.
+pub const CONTROLLER_REQUESTS_PER_SECOND: u32 = 20;
+/// The most requests to one controller that the configuration may let begin in a second.
+pub const CONTROLLER_REQUESTS_PER_SECOND_MAX: u32 = 1000;
+/// Bytes in an answer of a controller. The list of 1000 nodes has 849 KB if all of it is asked for.
+pub const CONTROLLER_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes that are read of a controller's page that tells an error. Whole ones have 72 KB.
+pub const CONTROLLER_ERROR_BYTES_MAX: usize = 4 * 1024;
+/// Characters of a controller's own words that are kept.
+pub const CONTROLLER_WORDS_CHARS_MAX: usize = 300;
+/// Bytes in the file of a controller's token.
+pub const CONTROLLER_TOKEN_BYTES_MAX: u64 = 4 * 1024;
+/// Bytes in an `agent.jar`. One has 1.4 MB.
+pub const CONTROLLER_JAR_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long fetching an `agent.jar` may take.
+pub const CONTROLLER_JAR_TIMEOUT: Duration = Duration::from_secs(300);
+/// For how long a controller's refusal of its token is not believed: it refuses a good one while it restarts.
+pub const CONTROLLER_UNSURE: Duration = Duration::from_secs(60);
+/// How long looking at what a controller lets its user do may take. Less than what the request for it may.
+pub const CONTROLLER_CHECK_MAX: Duration = Duration::from_secs(20);
+/// Bytes in the name of a node. A name of more than 255 is a file's name that can not be.
+pub const NODE_NAME_BYTES_MAX: usize = 200;
+/// How often a controller is asked what waits there, unless the configuration says.
+pub const DEMAND_INTERVAL: Duration = Duration::from_secs(15);
+/// The longest interval between two of those questions that the configuration may set.
+pub const DEMAND_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+/// The shortest pause between two of them, however many people ask for a label that is not known yet.
+pub const DEMAND_PAUSE: Duration = Duration::from_secs(1);
+/// After how many intervals without an answer nothing is told any more: a figure that is too old is worse than none.
+pub const DEMAND_INTERVALS_KEPT: u32 = 4;
+/// How long somebody who asks for a label's demand waits for the first answer.
+pub const DEMAND_WAIT_MAX: Duration = Duration::from_secs(10);
+
 // Policies.
 
 /// Bundles, settings or grants of one kind in a policy.
@@ -413,5 +458,7 @@ const _: () = {
     );
     assert!(LAUNCH_MAX.as_millis() > 2 * STOP_GRACE.as_millis(), "what ran has its time to end");
     assert!(REACH_MAX.as_millis() > PROBE_MAX.as_millis() + SESSION_SILENCE_MAX.as_millis(), "a step's own limit says what was slow");
+    assert!(CONTROLLER_CHECK_MAX.as_millis() < REQUEST_TIMEOUT.as_millis(), "a check says by itself what was slow");
+    assert!(DEMAND_WAIT_MAX.as_millis() < REQUEST_TIMEOUT.as_millis(), "who waits for a first answer is told why there is none");
     assert!(SESSION_SILENCE_MAX.as_millis() > 2 * SESSION_PING_INTERVAL.as_millis(), "one lost ping does not lose a session");
 };

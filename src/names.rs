@@ -125,6 +125,11 @@ name!(
     "a team's name"
 );
 name!(
+    /// The name of a controller.
+    ControllerName,
+    "a controller's name"
+);
+name!(
     /// The name of a secret.
     SecretName,
     "a secret's name"

@@ -14,7 +14,7 @@ use crate::limits::{
     PATH_BYTES_MAX, POLICY_ITEMS_MAX, POLICY_LABELS_MAX, POLICY_TEXT_BYTES_MAX, RUN_CALLS, RUN_CALLS_MAX, RUN_CPU_MS, RUN_CPU_MS_MAX,
     RUN_MEMORY_MIB, RUN_MEMORY_MIB_MAX, RUN_SECONDS, RUN_SECONDS_MAX,
 };
-use crate::names::{BundleName, Digest, LabelName, ModuleName, NameError, SecretName, TeamName};
+use crate::names::{BundleName, ControllerName, Digest, LabelName, ModuleName, NameError, SecretName, TeamName};
 
 /// What the server does for a label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +213,9 @@ pub struct Launch {
     /// Says outright that nothing is started. Not together with `command`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub none: bool,
+    /// The controller that the label's agents work for. Not together with either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<ControllerName>,
 }
 
 /// A share in whole percent, written as `"25%"`.
@@ -342,6 +345,9 @@ impl LabelPolicy {
             if value == 0 || value > max {
                 return wrong(field, format!("{value} is not between 1 and {max}"));
             }
+        }
+        if self.launch.controller.is_some() && (self.launch.none || self.launch.command.is_some()) {
+            return wrong("launch", "`controller` says by itself what is started: neither `command` nor `none = true` goes with it".into());
         }
         match &self.launch.command {
             Some(_) if self.launch.none => wrong("launch", "either `command` or `none = true`, not both".into()),
@@ -476,6 +482,10 @@ mod tests {
         assert!(parse_file(&format!("{good}[label.linux.limits]\ncpu_ms = 0\n")).unwrap_err().contains("limits.cpu_ms"));
         assert!(parse_file(&format!("{good}[label.linux.launch]\ncommand = [\"java\"]\n")).unwrap_err().contains("not a path"));
         assert!(parse_file("").unwrap_err().contains("label.NAME"));
+        let launch = |text: &str| parse_file(&format!("{good}[label.linux.launch]\ncontroller = \"main\"\n{text}\n"));
+        assert!(launch("").is_ok());
+        assert!(launch("none = true").unwrap_err().contains("label.linux.launch"));
+        assert!(launch("command = [\"/bin/true\"]").unwrap_err().contains("label.linux.launch"));
     }
 
     #[test]

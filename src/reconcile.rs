@@ -1,5 +1,6 @@
-//! The clockwork: leases, agents that are dialled or poll for steps, pauses that are over, heartbeats on their way to the store, and what is old.
+//! The clockwork: leases, agents that are dialled or poll for steps, what waits at controllers, pauses that are over, heartbeats on their way to the store, and what is old.
 
+pub mod demand;
 pub mod dial;
 pub mod polled;
 

@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::TokenKind;
 use crate::config::{Config, Ssh};
+use crate::controller::Controllers;
 use crate::credential::{self, Holder};
 use crate::http::compat::Compat;
 use crate::http::{self, App, Parts};
@@ -25,7 +26,7 @@ use crate::link::ssh::login::Identity;
 use crate::machine::root::replace;
 use crate::provision::Provision;
 use crate::reconcile::dial::Dialler;
-use crate::reconcile::{self, dial};
+use crate::reconcile::{self, demand, dial};
 use crate::roster::{Roster, Settings};
 use crate::sandbox::Sandbox;
 use crate::sandbox::compiler::Compiler;
@@ -69,6 +70,7 @@ impl Server {
     /// When something that it needs can not be had; each says what.
     pub async fn start(config: &Config, program: PathBuf) -> Result<Self, Failure> {
         let compat = Compat::open(&config.compat)?;
+        let controllers = Arc::new(Controllers::open(&config.controller)?);
         let data = open_data(&config.data)?;
         let lock = lock(&config.data)?;
         // Before anything is made: a first start that finds its address taken is still the first start the next time.
@@ -99,7 +101,7 @@ impl Server {
         let real = program.canonicalize().unwrap_or_else(|_| program.clone());
         let own_agent = real.parent().map(|beside| beside.join("muster-agent")).filter(|program| program.is_file());
         let sandbox = Arc::new(Sandbox::new(Some(Compiler { program, cache }), config.runs.at_once)?);
-        let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), segments.clone(), Arc::clone(&sandbox)).await?);
+        let shelf = Arc::new(Shelf::load(store.clone(), blobs.clone(), segments.clone(), Arc::clone(&sandbox), controllers.names()).await?);
         let settings = Settings {
             poll: config.register.poll_interval(),
             lost_kept: config.register.lost_kept(),
@@ -126,10 +128,11 @@ impl Server {
             blobs,
             segments,
             shelf,
+            controllers: Arc::clone(&controllers),
             manifests: Semaphore::new(MANIFESTS_AT_ONCE),
             roster: Arc::clone(&roster),
             provision: Arc::clone(&provision),
-            metrics,
+            metrics: Arc::clone(&metrics),
             metrics_public: config.metrics.public,
             compat,
             ending: ending.clone(),
@@ -146,6 +149,10 @@ impl Server {
             AbortOnDropHandle::new(tokio::spawn(provision.work())),
             AbortOnDropHandle::new(tokio::spawn(reconcile::work(store.clone(), Arc::clone(&roster), settings.poll, kept))),
         ];
+        for controller in controllers.iter() {
+            let looking = demand::work(Arc::clone(controller), Arc::clone(&app_shelf), Arc::clone(&metrics));
+            work.push(AbortOnDropHandle::new(tokio::spawn(looking)));
+        }
         if let Some(ssh) = &config.ssh {
             let dialler = Dialler {
                 store: store.clone(),

@@ -5,7 +5,7 @@
 
 pub mod differences;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use crate::bits::contents::Bundle;
 use crate::bits::manifest::Manifest;
 use crate::journal::now_us;
 use crate::limits::{MANIFEST_BYTES_MAX, MANIFESTS_AT_ONCE, MODULE_BYTES_MAX};
-use crate::names::{BundleName, Digest, LabelName, ModuleName, TeamName};
+use crate::names::{BundleName, ControllerName, Digest, LabelName, ModuleName, TeamName};
 use crate::policy::{LabelPolicy, ModuleRef, PolicyError, differences};
 use crate::sandbox::{CompileError, Module, Sandbox};
 use crate::store::blobs::{BlobError, Blobs};
@@ -33,6 +33,8 @@ pub struct Shelf {
     blobs: Blobs,
     segments: Segments,
     sandbox: Arc<Sandbox>,
+    /// The controllers that a policy may name.
+    controllers: BTreeSet<ControllerName>,
     in_force: ArcSwap<BTreeMap<LabelName, Arc<Release>>>,
     /// Modules that were compiled lately: uploaded and perhaps soon applied.
     lately: Mutex<Vec<Module>>,
@@ -137,12 +139,19 @@ impl Shelf {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn load(store: Store, blobs: Blobs, segments: Segments, sandbox: Arc<Sandbox>) -> Result<Self, ShelfError> {
+    pub async fn load(
+        store: Store,
+        blobs: Blobs,
+        segments: Segments,
+        sandbox: Arc<Sandbox>,
+        controllers: BTreeSet<ControllerName>,
+    ) -> Result<Self, ShelfError> {
         let shelf = Self {
             store,
             blobs,
             segments,
             sandbox,
+            controllers,
             in_force: ArcSwap::default(),
             lately: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -323,6 +332,11 @@ impl Shelf {
         // What another team has is to this one as if it were not there, so that names can not be tried out; unless an admin gave it to
         // the label before.
         let own = |team: &TeamName| author.team.as_ref().is_none_or(|own| own == team);
+        if let Some(controller) = policy.launch.controller.as_ref().filter(|controller| !self.controllers.contains(controller)) {
+            return Err(ShelfError::Unknown(format!(
+                "there is no controller `{controller}`; an admin adds `[controller.{controller}]` to muster.toml"
+            )));
+        }
         let name = &policy.module.name;
         let row = match &policy.module.digest {
             Some(digest) => self.store.module(name, digest).await?,
@@ -457,6 +471,9 @@ fn permit(author: &Author, label: &LabelName, before: Option<&Release>, after: &
     }
     if after.mirror_foreign != before.mirror_foreign {
         return forbidden("`mirror_foreign` is changed; an admin has to apply that".into());
+    }
+    if after.launch.controller.is_some() && after.launch.controller != before.launch.controller {
+        return forbidden("`launch.controller` is changed; an admin has to apply that".into());
     }
     // What is launched runs on the machine like what a module runs, so a team's own choice needs the same grant.
     if let Some(program) = after.launch.command.as_ref().and_then(|command| command.first()) {

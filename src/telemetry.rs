@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::api::AgentState;
 use crate::limits::{BOOT_IMAGES_COUNTED_MAX, BOOTS_KEPT};
-use crate::names::LabelName;
+use crate::names::{ControllerName, LabelName};
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,57 @@ struct BootLabels {
     image: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DemandLabels {
+    controller: String,
+    label: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueuedLabels {
+    controller: String,
+    label: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ControllerLabels {
+    controller: String,
+}
+
+impl DemandLabels {
+    fn because(&self, reason: &'static str) -> QueuedLabels {
+        QueuedLabels { controller: self.controller.clone(), label: self.label.clone(), reason }
+    }
+}
+
+/// What waits for a label at its controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DemandFigures {
+    /// Builds that wait, by a word for why; the same words each time.
+    pub queued: Vec<(&'static str, u64)>,
+    /// Executors that build.
+    pub busy: u64,
+    /// Executors that could.
+    pub idle: u64,
+    /// How long the one that waits longest has waited for an executor.
+    pub oldest: Duration,
+    /// How many executors more would be used at once.
+    pub should_grow: u64,
+}
+
+/// The gauges of what waits at controllers.
+#[derive(Debug, Default)]
+struct DemandGauges {
+    queued: Family<QueuedLabels, Gauge>,
+    busy: Family<DemandLabels, Gauge>,
+    idle: Family<DemandLabels, Gauge>,
+    oldest_seconds: Family<DemandLabels, Gauge>,
+    should_grow: Family<DemandLabels, Gauge>,
+    /// Why builds of a label wait, as far as it was told.
+    reasons: Mutex<HashMap<DemandLabels, Vec<&'static str>>>,
+}
+
 /// What boots from an image that says none are counted under.
 const NO_IMAGE: &str = "-";
 /// What boots from images are counted under that are too many to be told apart.
@@ -134,6 +185,8 @@ pub struct Metrics {
     boot_seconds: Family<BootLabels, Counter<f64, AtomicU64>>,
     /// When there was last a boot of each image that is told apart, by label.
     booted: Mutex<HashMap<LabelName, HashMap<String, Instant>>>,
+    demand: DemandGauges,
+    controllers: Family<ControllerLabels, Gauge>,
 }
 
 impl Metrics {
@@ -156,6 +209,8 @@ impl Metrics {
             boot_bytes: Family::default(),
             boot_seconds: Family::default(),
             booted: Mutex::default(),
+            demand: DemandGauges::default(),
+            controllers: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("registrations", "Registrations, by what came of them", metrics.registrations.clone());
@@ -173,6 +228,17 @@ impl Metrics {
         registry.register("boots", "Boots of agents, by label and image", metrics.boots.clone());
         registry.register("boot_bytes", "Bytes of bundle content that boots were sent, by label and image", metrics.boot_bytes.clone());
         registry.register("boot_seconds", "Seconds that bringing bundles took boots, by label and image", metrics.boot_seconds.clone());
+        registry.register("controller_answers", "Whether a controller answered when it was last asked", metrics.controllers.clone());
+        let demand = &metrics.demand;
+        registry.register("demand_queued", "Builds that wait at a label's controller, by why", demand.queued.clone());
+        registry.register("demand_busy_executors", "Executors of a label that build", demand.busy.clone());
+        registry.register("demand_idle_executors", "Executors of a label that are free", demand.idle.clone());
+        registry.register(
+            "demand_oldest_seconds",
+            "How long a label's build has waited for an executor at most",
+            demand.oldest_seconds.clone(),
+        );
+        registry.register("demand_should_grow", "How many executors more would be used at once", demand.should_grow.clone());
         metrics
     }
 
@@ -249,6 +315,38 @@ impl Metrics {
             CompileOutcome::Refused => "refused",
         };
         self.compiles.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Says whether a controller answered.
+    pub fn controller_answers(&self, controller: &ControllerName, answers: bool) {
+        self.controllers.get_or_create(&ControllerLabels { controller: controller.to_string() }).set(answers.into());
+    }
+
+    /// Says what waits for a label at its controller.
+    pub fn set_demand(&self, controller: &ControllerName, label: &LabelName, figures: &DemandFigures) {
+        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let (demand, of) = (&self.demand, DemandLabels { controller: controller.to_string(), label: label.to_string() });
+        for (reason, queued) in &figures.queued {
+            demand.queued.get_or_create(&of.because(reason)).set(count(*queued));
+        }
+        demand.busy.get_or_create(&of).set(count(figures.busy));
+        demand.idle.get_or_create(&of).set(count(figures.idle));
+        demand.oldest_seconds.get_or_create(&of).set(count(figures.oldest.as_secs()));
+        demand.should_grow.get_or_create(&of).set(count(figures.should_grow));
+        let reasons = figures.queued.iter().map(|(reason, _)| *reason).collect();
+        demand.reasons.lock().unwrap_or_else(PoisonError::into_inner).insert(of, reasons);
+    }
+
+    /// Tells no more of what waits for a label: it is not known, and an old figure would be followed.
+    pub fn forget_demand(&self, controller: &ControllerName, label: &LabelName) {
+        let (demand, of) = (&self.demand, DemandLabels { controller: controller.to_string(), label: label.to_string() });
+        let reasons = demand.reasons.lock().unwrap_or_else(PoisonError::into_inner).remove(&of);
+        for reason in reasons.unwrap_or_default() {
+            demand.queued.remove(&of.because(reason));
+        }
+        for family in [&demand.busy, &demand.idle, &demand.oldest_seconds, &demand.should_grow] {
+            family.remove(&of);
+        }
     }
 
     /// All metrics in the text format of `OpenMetrics`: `application/openmetrics-text; version=1.0.0; charset=utf-8`.
@@ -350,6 +448,31 @@ mod tests {
             images.sort_unstable();
             assert_eq!(images, ["\"ami-0\"", "\"new\""], "{name}");
         }
+    }
+
+    #[test]
+    fn what_waits_is_told_until_it_is_not_known_any_more() {
+        let metrics = Metrics::new();
+        let (main, linux) = ("main".parse().unwrap(), "linux".parse().unwrap());
+        let queued = vec![("busy", 3), ("blocked", 0)];
+        metrics.set_demand(&main, &linux, &DemandFigures { queued, busy: 2, idle: 1, oldest: Duration::from_secs(90), should_grow: 2 });
+        metrics.controller_answers(&main, true);
+        let text = metrics.encode();
+        for line in [
+            "muster_demand_queued{controller=\"main\",label=\"linux\",reason=\"busy\"} 3",
+            "muster_demand_queued{controller=\"main\",label=\"linux\",reason=\"blocked\"} 0",
+            "muster_demand_busy_executors{controller=\"main\",label=\"linux\"} 2",
+            "muster_demand_idle_executors{controller=\"main\",label=\"linux\"} 1",
+            "muster_demand_oldest_seconds{controller=\"main\",label=\"linux\"} 90",
+            "muster_demand_should_grow{controller=\"main\",label=\"linux\"} 2",
+            "muster_controller_answers{controller=\"main\"} 1",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no line `{line}` in:\n{text}");
+        }
+        metrics.forget_demand(&main, &linux);
+        metrics.controller_answers(&main, false);
+        let text = metrics.encode();
+        assert!(!text.contains("linux") && text.contains("muster_controller_answers{controller=\"main\"} 0"), "{text}");
     }
 
     #[test]

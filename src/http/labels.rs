@@ -16,7 +16,7 @@ use crate::limits::BOOTS_KEPT;
 use crate::names::LabelName;
 use crate::policy::{LabelPolicy, ModuleRef};
 use crate::roster::Why;
-use crate::shelf::{Change, ShelfError};
+use crate::shelf::{self, Change, ShelfError};
 use crate::store::boots::ImageRow;
 use crate::store::labels::ReleaseRow;
 
@@ -183,9 +183,10 @@ pub(crate) async fn releases(
     Ok(axum::Json(Page { items: rows.items.into_iter().map(Release::from).collect(), next: rows.next }))
 }
 
-fn find(app: &App, person: &Person, label: &LabelName) -> Result<(), Fault> {
+/// The release in force of a label, if it is the caller's to see.
+pub(crate) fn find(app: &App, person: &Person, label: &LabelName) -> Result<Arc<shelf::Release>, Fault> {
     let release = app.shelf.release(label).filter(|release| person.sees(&release.policy.team));
-    release.map(drop).ok_or_else(|| unknown(label))
+    release.ok_or_else(|| unknown(label))
 }
 
 fn unknown(label: &LabelName) -> Fault {

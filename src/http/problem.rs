@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::Problem;
+use crate::controller::demand::NoDemand;
 use crate::http::id_of;
 use crate::roster::admission::AdmissionError;
 use crate::sandbox::CompileError;
@@ -178,6 +179,14 @@ impl From<CompileError> for Fault {
             CompileError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()).later(5),
             CompileError::BrokeDown => Self::internal("the compilation broke down"),
         }
+    }
+}
+
+impl From<NoDemand> for Fault {
+    fn from(error: NoDemand) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "controller-away", error.to_string())
+            .later(15)
+            .with_hint("whoever scales by this changes nothing now; an admin sees with `muster controller check` what is wrong")
     }
 }
 

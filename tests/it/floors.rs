@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["api", "policy", "credential", "store", "bits", "machine", "config", "telemetry"],
     &["link", "journal"],
     &["sandbox"],
-    &["shelf", "roster"],
+    &["shelf", "roster", "controller"],
     &["provision", "reconcile"],
     &["http", "agent"],
     &["server", "cli", "bin"],

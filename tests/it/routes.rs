@@ -58,6 +58,9 @@ const ROUTES: &[(&str, &str, Who, Takes)] = &[
     ("get", "/v1/labels/{label}/releases", Person, Nothing),
     ("post", "/v1/labels/{label}/swap", Person, Json),
     ("post", "/v1/labels/{label}/rollback", Person, JsonOrNothing),
+    ("get", "/v1/labels/{label}/demand", Person, Nothing),
+    ("get", "/v1/controllers", Admin, Nothing),
+    ("post", "/v1/controllers/{name}/check", Admin, Nothing),
     ("get", "/v1/agents", Person, Nothing),
     ("get", "/v1/agents/{name}", Person, Nothing),
     ("get", "/v1/agents/{name}/explain", Person, Nothing),
@@ -339,6 +342,7 @@ async fn questions_that_make_no_sense_are_refused() {
         "agents",
         "agents?state=gone",
         "runs",
+        "controllers",
         "tokens",
     ] {
         // What is sorted by ids takes nothing else for one.
