@@ -304,7 +304,7 @@ pub const DIAL_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause before an agent that was not reached is dialled again.
 pub const DIAL_MAX: Duration = Duration::from_secs(60);
 /// For how long a link must have been open for its agent's pauses to begin again with the first.
-pub const DIAL_STEADY: Duration = Duration::from_secs(60);
+pub const DIAL_STEADY: Duration = Duration::from_secs(15);
 /// How long connecting to an agent may take.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long it may take from then on until a link is open, all steps together.

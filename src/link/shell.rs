@@ -301,6 +301,11 @@ impl Said {
         let text = String::from_utf8_lossy(&self.0);
         let line = text.trim_end().rsplit('\n').next().unwrap_or_default();
         let why: String = line.chars().take(1000).map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+        // What did not come whole is the link's fault, and is tried again when that is back.
+        let is_cut = ["the input was cut off", "the machine lost the step", "Unexpected EOF in archive", "short read"];
+        if status == 48 && is_cut.iter().any(|cut| why.contains(cut)) {
+            return CallError::Unreachable(why);
+        }
         match status {
             44 => CallError::NotFound(why),
             45 => CallError::Denied(why),
@@ -591,6 +596,9 @@ mod tests {
         assert_eq!(said.failed(44), CallError::NotFound("no such file".into()));
         assert_eq!(said.failed(45), CallError::Denied("no such file".into()));
         assert_eq!(said.failed(47), CallError::TimedOut);
+        let mut cut = Said::default();
+        cut.hear(b"\nthe input was cut off\n");
+        assert_eq!(cut.failed(48), CallError::Unreachable("the input was cut off".into()));
         assert_eq!(said.failed(137), CallError::Other("a step ended with status 137 on the machine: no such file".into()));
     }
 }

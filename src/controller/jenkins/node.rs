@@ -11,8 +11,8 @@ use crate::controller::jenkins::words::clean;
 use crate::limits::{AGENT_EXECUTORS_MAX, NODE_NAME_BYTES_MAX};
 use crate::names::LabelName;
 
-/// Names that Jenkins takes, and whose URL leads to something else: some of these nodes can never be removed again. The first six were
-/// tried; the others are methods of the list of nodes as well.
+/// Names that Jenkins takes, and whose URL leads to something else: some of these nodes can never be removed again. The first
+/// were tried; the others are methods of the list of nodes as well.
 const HIDDEN: [&str; 12] = [
     "api",
     "_all",

@@ -21,6 +21,7 @@ m_nl='
 m_umask=$(umask)
 m_temp_dir=''
 m_step=''
+m_beside=''
 
 # --- shared with muster-poll: begin ---
 
@@ -45,6 +46,14 @@ m_alive() {
     case $m_found in '' | *[!0-9]*) return 1 ;; esac
     m_stat "$m_found" && [ "$m_since" = "$m_found_since" ] || return 1
     case $m_state in Z | X) return 1 ;; esac
+}
+
+# Which start of the machine it is, or of the container: m_boot.
+m_read_boot() {
+    m_boot='' m_since=0
+    read -r m_boot 2>/dev/null </proc/sys/kernel/random/boot_id
+    m_stat 1
+    m_boot="$m_boot $m_since"
 }
 
 # Writes down this very process. `$$` would be the shell's, also in a subshell.
@@ -116,6 +125,15 @@ m_end() {
     return 0
 }
 
+# Ends a program that a file names, with its session. The leader may have ended and left others there: its id is not used again while they
+# live. False if none lived.
+m_end_noted() {
+    [ -f "$2" ] && read -r m_found m_found_since 2>/dev/null <"$2" || return 1
+    case $m_found in '' | *[!0-9]*) return 1 ;; esac
+    if m_stat "$m_found" && [ "$m_since" != "$m_found_since" ]; then return 1; fi
+    m_end "$1" "$m_found"
+}
+
 # Ends what was launched, its supervisor first, so that nothing is started again. Sets m_ran to whether the program ran.
 m_stop_launched() {
     m_ran=no
@@ -125,15 +143,12 @@ m_stop_launched() {
         [ -d "$m_launch" ] || continue
         # One that is just being started looks for this after it has written down its process.
         : >"$m_launch/stop"
-        m_pids=
-        m_alive "$m_launch/supervisor" && m_pids=$m_found
-        # Not with what it started: the program has time to end by itself.
-        [ -z "$m_pids" ] || kill -s KILL "$m_pids" 2>/dev/null
-        if [ -f "$m_launch/program" ] && read -r m_found m_found_since <"$m_launch/program"; then
-            # The leader may have ended and left others of its session. Its id is not used again while they live.
-            if m_stat "$m_found" && [ "$m_since" != "$m_found_since" ]; then :; else
-                if m_end 10 "$m_found"; then m_ran=yes; fi
-            fi
+        # After another start of the machine the numbers in it are those of others.
+        m_read_boot
+        if [ -f "$m_launch/boot" ] && IFS= read -r m_line <"$m_launch/boot" && [ "$m_line" = "$m_boot" ]; then
+            # Not with what it started: the program has time to end by itself.
+            if m_alive "$m_launch/supervisor"; then kill -s KILL "$m_found" 2>/dev/null; fi
+            if m_end_noted 10 "$m_launch/program"; then m_ran=yes; fi
         fi
         # What writes the log ends when the program's output is closed.
         rm -rf -- "$m_launch"
@@ -175,6 +190,7 @@ m_failed() {
 m_leave() {
     m_status=$?
     trap - EXIT
+    m_drop_beside
     [ -z "$m_temp_dir" ] || rm -rf -- "$m_temp_dir"
     [ -z "$m_step" ] || rm -rf -- "$m_step"
     case $m_status in
@@ -275,6 +291,13 @@ m_inside() {
     esac
 }
 
+# Where the working directory is: PWD. bash finds that out before it enters a directory, and somebody else could have moved it then.
+m_where() {
+    [ -n "${BASH_VERSION-}" ] || return 0
+    PWD=$(readlink /proc/self/cwd && printf x)
+    PWD=${PWD%"${m_nl}x"}
+}
+
 # Why a directory can not be entered: 44, 45 or 46.
 m_why() {
     m_why_at=
@@ -319,6 +342,7 @@ m_enter_parent() {
             m_said=$(umask "$m_umask" && mkdir -- "./$m_part" 2>&1) || [ -d "./$m_part" ] || m_failed "$m_said" "$m_abs"
             cd -P -- "./$m_part" 2>/dev/null || m_fail 45 "\`$m_abs\`: \`$m_part\` can not be entered"
         fi
+        m_where
         m_is_below "$PWD" || m_fail 45 "\`$m_abs\` leads out of the root \`$m_lex\`"
         if m_is_own "$PWD"; then m_fail 45 "\`$m_abs\` is the agent's own"; fi
     done
@@ -363,11 +387,8 @@ muster_sweep() {
 
 # muster_boot: prints which start of the machine it is, or of the container, on one line.
 muster_boot() {
-    m_since=0
-    m_stat 1
-    m_line=
-    read -r m_line 2>/dev/null </proc/sys/kernel/random/boot_id
-    printf 'boot %s %s\n' "$m_line" "$m_since"
+    m_read_boot
+    printf 'boot %s\n' "$m_boot"
 }
 
 # muster_lacks: prints what steps need and is not on this machine, a word on a line.
@@ -379,9 +400,9 @@ muster_lacks() {
 }
 
 # What starts a program: the text of a shell of its own, since `setsid` takes only programs. Its parameters: the file that says why nothing
-# was started, the file for the process, one that is there if it is not to be started, the list, `keep` or `remove` for that, the root,
-# where to start, and the umask. The list is one call, so that it is read whole before anything is done: muster_program, the number of
-# variables, their names and values, the program, its arguments.
+# was started, the file for the process, one that is there if it is not to be started (or nothing), the list, `keep` or `remove` for that,
+# the root, where to start, and the umask. The list is one call, so that it is read whole before anything is done: muster_program, the
+# number of variables, their names and values, the program, its arguments.
 # shellcheck disable=SC2016
 m_child='
 set -fu
@@ -441,7 +462,13 @@ muster_program() {
         fi
         if [ "$((muster_n % 2))" -eq 0 ]; then
             case $muster_word in
-            "" | [0-9]* | *[!A-Za-z0-9_]* | muster_* | BASHOPTS | BASH_VERSINFO | EUID | PPID | SHELLOPTS | UID)
+            # Harmless, and meant for others.
+            BASH_ENV) ;;
+            # Some shell gives these a meaning. What is assigned to one that it takes for a number, it calculates, and that runs commands.
+            "" | [0-9]* | *[!A-Za-z0-9_]* | muster_* | BASHOPTS | BASHPID | BASH_* | COMP_* | COPROC | DIRSTACK | EGID | EPOCHREALTIME | \
+                EPOCHSECONDS | ERRNO | EUID | FUNCNAME | FUNCNEST | GID | GROUPS | HISTCMD | IFS | KSHEGID | KSHEUID | KSHGID | KSHUID | \
+                LINENO | MAPFILE | OPTARG | OPTERR | OPTIND | PGRP | PIPESTATUS | PPID | PS[1-4] | RANDOM | READLINE_* | REPLY | SECONDS | \
+                SHELLOPTS | SRANDOM | TMOUT | UID | USER_ID)
                 muster_refuse 46 "a shell can not set a variable \`$muster_word\`"
                 ;;
             esac
@@ -461,6 +488,8 @@ muster_program() {
     # No other program is called from here on: what is set now would be set for it.
     unset PWD OLDPWD SHLVL
     while [ "$muster_count" -gt 0 ]; do
+        # Then nothing counts any more that the shell held of it: that it is a number, say.
+        unset -v "$1"
         export "$1=$2"
         shift 2
         muster_count=$((muster_count - 1))
@@ -525,12 +554,12 @@ m_run() {
     # With `exec` throughout: what a redirection saves for later is held open by all that is forked meanwhile.
     exec 2>&1 >&5 4>&- 5>&- 6>&-
     exec 7>&2 2>/dev/null
-    m_in_session "$m_child" sh "$m_step/why" "$m_step/program" "$m_step/cancelled" "$m_step/list" remove "$m_lex" "$m_dir" "$m_umask" \
+    m_in_session "$m_child" sh "$m_step/why" "$m_step/program" '' "$m_step/list" remove "$m_lex" "$m_dir" "$m_umask" \
         <"$m_step/input"
     printf '%s\n' "$?" >"$m_step/status"
     exec 7>&-
     m_linger &
-    printf '%s\n' "$!" >"$m_step/linger"
+    m_stat "$!" && printf '%s %s\n' "$!" "$m_since" >"$m_step/linger"
 }
 
 # What the program left behind and what keeps its output open is ended a second later; a service that closed it is let alone.
@@ -539,7 +568,7 @@ m_linger() {
     sleep 1
     # With the first of them the step's own end comes, and it would end this before the last.
     trap '' TERM
-    read -r m_found m_line <"$m_step/program" && m_end 0 "$m_found"
+    m_end_noted 0 "$m_step/program"
     m_nap
     # Who left the session may keep the output open as long as it likes.
     for m_part in out err; do
@@ -562,7 +591,7 @@ m_limit() {
     trap '' TERM
     : >"$m_step/late"
     while [ ! -s "$m_step/program" ] && [ ! -e "$m_step/status" ] && [ -d "$m_step" ]; do m_nap; done
-    read -r m_found m_line <"$m_step/program" && m_end 0 "$m_found"
+    m_end_noted 0 "$m_step/program"
 }
 
 # muster_exec ID ROOT DIR TIMEOUT_MS OUT_MAX: runs a program to its end. What it wrote is followed by the very last line of standard error,
@@ -573,18 +602,18 @@ muster_exec() {
     m_number "$5"
     m_start_dir "$3"
     m_save_program "$m_step"
-    m_limiter=
     if [ "$4" -gt 0 ]; then
         m_limit "$4" &
-        m_limiter=$!
+        m_stat "$!" && printf '%s %s\n' "$!" "$m_since" >"$m_step/limit"
     fi
     exec 4>&2 6>&1
     {
         { m_run | m_drain err "$5"; } 5>&1 | m_drain out "$5"
     } 2>/dev/null
     exec 4>&- 6>&-
-    [ -z "$m_limiter" ] || kill "$m_limiter" 2>/dev/null
-    read -r m_part <"$m_step/linger" && kill "$m_part" 2>/dev/null
+    for m_part in limit linger; do
+        if m_alive "$m_step/$m_part"; then kill "$m_found" 2>/dev/null; fi
+    done
     [ ! -e "$m_step/late" ] || m_fail 47 "it was ended after $4 ms"
     m_why_not "$m_step"
     [ -s "$m_step/status" ] || m_fail 48 'the step was ended'
@@ -626,6 +655,7 @@ muster_read() {
             [ "$m_status" = 48 ] && m_status=44
             m_fail "$m_status" "\`$m_abs\` leads to \`$m_text\`"
         fi
+        m_where
     done
     if m_is_own "${PWD%/}/$m_name"; then m_fail 45 "\`$m_abs\` leads to what is the agent's own"; fi
     if m_inside; then
@@ -672,6 +702,7 @@ muster_write() {
     m_inside || m_fail 45 "\`$m_abs\` lies outside of the root \`$m_lex\`"
     [ -n "$m_below" ] || m_fail 46 "\`$m_abs\` is a directory"
     m_enter_parent make
+    m_into=.
     if [ ! -h "./$m_name" ]; then
         [ ! -d "./$m_name" ] || m_fail 46 "\`$m_abs\` is a directory"
         if [ -f "./$m_name" ] && [ -r "./$m_name" ]; then
@@ -687,9 +718,12 @@ muster_write() {
             fi
         fi
     fi
-    # Not of a name that can be guessed by who may write here.
-    m_new=$(mktemp "$PWD/.muster-new.XXXXXX" 2>&1) || m_failed "$m_new" "$m_abs"
-    m_new=./${m_new##*/}
+    # Not where others may write: they could put something else in its place.
+    m_temp
+    m_new_dir=$m_temp_dir
+    # A file that is made below a directory with this bit gets its group.
+    if [ -g . ] || [ "$(stat -c %d -- "$m_temp_dir")" != "$(stat -c %d .)" ]; then m_beside; fi
+    m_new=$m_new_dir/new
     m_said=$(cat 2>&1 >"$m_new") || m_drop_new "$m_said"
     [ "$(stat -c %s -- "$m_new")" = "$5" ] || m_drop_new 'the input was cut off'
     m_text=$(sha256sum <"$m_new")
@@ -697,15 +731,61 @@ muster_write() {
     m_said=$(chmod -- "$3" "$m_new" 2>&1) || m_drop_new "$m_said"
     m_sync "$m_new"
     # What leads to a directory would be taken for it.
-    if [ -h "./$m_name" ] && [ -d "./$m_name" ]; then rm -f -- "./$m_name"; fi
-    [ ! -d "./$m_name" ] || m_drop_new 'Not a directory: it is one now'
-    m_said=$(mv -f -- "$m_new" "./$m_name" 2>&1) || m_drop_new "$m_said"
+    if [ -h "$m_into/$m_name" ] && [ -d "$m_into/$m_name" ]; then rm -f -- "$m_into/$m_name"; fi
+    [ ! -d "$m_into/$m_name" ] || m_drop_new 'Not a directory: it is one now'
+    m_said=$(m_rename "$m_new" "$m_into/$m_name") || m_drop_new "$m_said"
+    m_drop_beside
     m_sync .
     echo changed
 }
 
+# On another file system, say: a directory of its own in the one that was entered, which stays at hand as 9. Nobody else gets into it,
+# whatever becomes of its name.
+m_beside() {
+    # What was killed could not remove its own.
+    set +f
+    for m_entry in ./.muster-new.*.*; do
+        m_part=${m_entry#./.muster-new.}
+        m_part=${m_part%.*}
+        case $m_part in '' | *[!0-9]*) continue ;; esac
+        if [ ! -d "/proc/$m_part" ]; then rm -rf -- "$m_entry"; fi
+    done
+    set -f
+    m_new_dir=$(mktemp -d "./.muster-new.$$.XXXXXX" 2>&1) || m_failed "$m_new_dir" "$m_abs"
+    m_beside=./${m_new_dir##*/}
+    m_into=/proc/self/fd/9
+    exec 9<.
+    cd -P -- "$m_beside" || m_drop_new 'it was changed by somebody else meanwhile'
+    case $(stat -c '%a %u' .) in
+    "700 $(id -u)" | "2700 $(id -u)") ;;
+    *) m_drop_new 'it was changed by somebody else meanwhile' ;;
+    esac
+    m_new_dir=.
+}
+
+m_drop_beside() {
+    [ -n "$m_beside" ] || return 0
+    [ "$m_new_dir" != . ] || rm -f -- ./new
+    if cd /proc/self/fd/9 2>/dev/null; then rmdir -- "$m_beside" 2>/dev/null; fi
+    exec 9<&-
+    m_beside=
+}
+
+# Renames; what is there is replaced, also if it has become a symlink to a directory meanwhile.
+m_rename() {
+    m_said=$(mv -f -T -- "$1" "$2" 2>&1) && return
+    case $m_said in
+    # This machine's `mv` does not know `-T`.
+    *'invalid option'* | *'unrecognized option'*) mv -f -- "$1" "$2" 2>&1 ;;
+    *)
+        printf '%s' "$m_said"
+        return 1
+        ;;
+    esac
+}
+
 m_drop_new() {
-    rm -f -- "$m_new"
+    m_drop_beside
     m_failed "$1" "$m_abs"
 }
 
@@ -797,6 +877,7 @@ m_destination() {
         fi
         [ -d "./$m_part" ] || m_fail 46 "\`$m_dest\` is no directory"
         cd -P -- "./$m_part" 2>/dev/null || m_fail 45 "\`$m_dest\` can not be entered"
+        m_where
         [ "$PWD" = "$m_dest" ] || m_fail 45 "\`$m_dest\` is not where it was"
     done
     IFS=' 	
@@ -1000,7 +1081,20 @@ muster_stage() {
     # With the agent's umask, for directories that the stream does not name; the one around them is nobody else's.
     chmod -- "0$(printf '%o' "$((0777 & ~0$m_umask))")" "$m_stage/t"
     umask "$m_umask"
-    m_said=$(tar -x -p -o -C "$m_stage" -f - 2>&1) || m_failed "$m_said" "$m_stage"
+    m_said=$(tar -x -p -o -C "$m_stage" -f - 2>&1) && return
+    # The first thing that it said is why, the last only that there was something. What it remarks on is no error.
+    while IFS= read -r m_line || [ -n "$m_line" ]; do
+        case $m_line in
+        '' | *'ime stamp '* | *': Removing leading '*) ;;
+        *)
+            m_said=$m_line
+            break
+            ;;
+        esac
+    done <<END
+$m_said
+END
+    m_failed "$m_said" "$m_stage"
 }
 
 # muster_staged ROOT KEY VERSION: which files of a list of `p PATH...` (`t/PATH`, `c/NUMBER`) were gathered; as muster_hash.
@@ -1031,8 +1125,6 @@ muster_staged() {
 #   mtime MTIME DIR NAME...
 #   stale DIR NAME...                     files and symlinks that are no longer wanted are removed
 #   staledir DIR NAME...                  directories likewise, if they are empty
-#
-# Prints `FILES_CHANGED FILES_REMOVED`.
 muster_switch() {
     m_open "$1"
     m_open_stage "$3" "$4"
@@ -1045,17 +1137,16 @@ muster_switch() {
         chmod -- "0$(printf '%o' "$((0777 & ~0$m_umask))")" "$m_top"
     fi
     cd -P -- "$m_top" || m_fail 48 "\`$m_top\` can not be entered"
-    m_changed=0 m_removed=0 m_is_whole=0
+    m_is_put=0 m_is_whole=0
     m_ready
     m_put
     rm -rf -- "$m_gathered"
-    printf '%s %s\n' "$m_changed" "$m_removed"
 }
 
 # The first reading, in the directory where the tree is gathered.
 m_ready() {
     file() {
-        m_changed=$((m_changed + 1))
+        m_is_put=1
         if [ ! -f "$2" ] || [ -h "$2" ]; then m_fail 48 "\`$2\` was not sent"; fi
         case $2 in
         *\\* | *[[:cntrl:]]*)
@@ -1088,7 +1179,7 @@ m_ready() {
         m_dress
     }
     link() {
-        m_changed=$((m_changed + 1))
+        m_is_put=1
         [ ! -h "$1" ] || return 0
         m_parent_of "$1"
         m_said=$(ln -s -- "$2" "./$1" 2>&1) || m_failed "$m_said" "$1"
@@ -1138,7 +1229,7 @@ m_ready() {
         m_fail 48 'what was sent can not be verified'
     fi
     # Else a file could be at its place after a crash, and its content not.
-    if [ "$m_changed" -gt 0 ]; then m_sync_all "$m_top"; fi
+    if [ "$m_is_put" = 1 ]; then m_sync_all "$m_top"; fi
 }
 
 m_spoilt() {
@@ -1203,7 +1294,6 @@ m_put() {
                 m_said=$(rmdir -- "./$m_path" 2>&1) || m_failed "$m_said" "$PWD/$m_path"
             elif [ -e "./$m_path" ] || [ -h "./$m_path" ]; then
                 m_said=$(rm -f -- "./$m_path" 2>&1) || m_failed "$m_said" "$PWD/$m_path"
-                m_removed=$((m_removed + 1))
             fi
         done
     }
@@ -1220,15 +1310,34 @@ m_put() {
         m_dir=$1
         shift
         m_not_own "$@"
-        m_here=$PWD
-        cd -P -- "$m_top/$m_dir" || m_fail 48 "\`$m_top/$m_dir\` can not be entered"
-        m_said=$(mv -f -- "$@" "$m_here/" 2>&1) || m_failed "$m_said" "$m_here"
+        # The directory that was entered, and not what leads there now.
+        for m_path do
+            shift
+            set -- "$@" "$m_top/$m_dir/$m_path"
+        done
+        m_said=$(mv -f -- "$@" ./ 2>&1) || m_failed "$m_said" "$PWD"
     }
     whole() {
-        cd -P -- "$m_stage" || m_fail 48 "\`$m_stage\` can not be entered"
-        m_said=$(umask "$m_umask" && mkdir -p -- "${m_dest%/*}/" 2>&1) || m_failed "$m_said" "$m_dest"
-        if [ -e "$m_dest" ] || [ -h "$m_dest" ]; then m_fail 48 "\`$m_dest\` is there already"; fi
-        m_said=$(mv -f -- t "$m_dest" 2>&1) || m_failed "$m_said" "$m_dest"
+        cd -P -- "$m_root/" || m_fail 48 "\`$m_root\` can not be entered"
+        m_want=$m_root
+        case $m_below in */*) m_text=${m_below%/*} ;; *) m_text= ;; esac
+        IFS=/
+        for m_part in $m_text; do
+            IFS=' 	
+'
+            m_want=$m_want/$m_part
+            if [ ! -d "./$m_part" ]; then
+                m_said=$(umask "$m_umask" && mkdir -- "./$m_part" 2>&1) || [ -d "./$m_part" ] || m_failed "$m_said" "$m_want"
+            fi
+            cd -P -- "./$m_part" 2>/dev/null || m_fail 48 "\`$m_want\` can not be entered"
+            m_where
+            [ "$PWD" = "$m_want" ] || m_fail 45 "\`$m_want\` is reached by a symlink"
+        done
+        IFS=' 	
+'
+        m_name=${m_dest##*/}
+        if [ -e "./$m_name" ] || [ -h "./$m_name" ]; then m_fail 48 "\`$m_dest\` is there already"; fi
+        m_said=$(m_rename "$m_top" "./$m_name") || m_failed "$m_said" "$m_dest"
     }
     mode() {
         m_octal "$1"
@@ -1238,10 +1347,15 @@ m_put() {
         m_not_own "$@"
         for m_path do
             # It would be set where the symlink leads.
-            [ ! -h "./$m_path" ] || m_fail 48 "\`$PWD/$m_path\` was changed by somebody else meanwhile"
-            [ -d "./$m_path" ] || m_changed=$((m_changed + 1))
+            [ ! -h "./$m_path" ] || m_meanwhile
         done
-        m_said=$(chmod -- "$m_mode" "$@" 2>&1) || m_failed "$m_said" "$PWD"
+        if m_is_safe; then
+            m_said=$(chmod -- "$m_mode" "$@" 2>&1) || m_failed "$m_said" "$PWD"
+            return 0
+        fi
+        for m_path do
+            m_set_mode || m_fail "$?" "\`$PWD/$m_path\`: its mode can not be set: it was changed by somebody else meanwhile, or can not be opened"
+        done
     }
     restore() {
         m_octal "$1"
@@ -1251,7 +1365,7 @@ m_put() {
         shift 2
         m_not_own "$@"
         for m_path do
-            if [ -d "./$m_path" ] && [ ! -h "./$m_path" ]; then chmod -- "$m_mode" "./$m_path" 2>/dev/null; fi
+            if [ -d "./$m_path" ] && [ ! -h "./$m_path" ]; then m_set_mode; fi
         done
     }
     mtime() {
@@ -1259,17 +1373,17 @@ m_put() {
         m_enter "$2"
         shift 2
         m_not_own "$@"
+        # Of a symlink itself, never where it leads.
         for m_path do
-            m_said=$(touch -c -h -d "@$m_mtime" -- "./$m_path" 2>&1) || m_failed "$m_said" "$PWD"
+            shift
+            set -- "$@" "./$m_path"
         done
+        m_said=$(touch -c -h -d "@$m_mtime" -- "$@" 2>&1) || m_failed "$m_said" "$PWD"
     }
     stale() {
         m_enter "$1"
         shift
         m_not_own "$@"
-        for m_path do
-            if [ -e "./$m_path" ] || [ -h "./$m_path" ]; then m_removed=$((m_removed + 1)); fi
-        done
         m_said=$(rm -f -- "$@" 2>&1) || m_failed "$m_said" "$PWD"
     }
     staledir() {
@@ -1296,8 +1410,32 @@ m_enter() {
         m_said=$(umask "$m_umask" && mkdir -p -- "$m_dest" 2>&1) || m_failed "$m_said" "$m_dest"
     fi
     cd -P -- "$m_want/" 2>/dev/null || m_fail 48 "\`$m_want\` can not be entered"
+    m_where
     [ "${PWD%/}" = "$m_want" ] || m_fail 45 "\`$m_want\` is reached by a symlink"
     if m_is_own "$PWD"; then m_fail 45 "\`$m_want\` is the agent's own"; fi
+}
+
+m_meanwhile() {
+    m_fail 48 "\`$PWD/$m_path\` was changed by somebody else meanwhile"
+}
+
+# Whether nobody else can put something into the working directory.
+m_is_safe() {
+    m_text=$(stat -c '%u %a' .) || return 1
+    case ${m_text% *} in 0 | "$(id -u)") ;; *) return 1 ;; esac
+    [ "$((0${m_text#* } & 022))" -eq 0 ]
+}
+
+# Sets the mode of a file or directory that somebody else may put a symlink in the place of: of what is held open, after a look at what
+# it is.
+m_set_mode() {
+    # A pipe would be waited for.
+    [ -f "./$m_path" ] || [ -d "./$m_path" ] || return 48
+    {
+        m_text=$(readlink /proc/self/fd/9 && printf x)
+        [ "${m_text%"${m_nl}x"}" = "${PWD%/}/$m_path" ] || return 48
+        chmod -- "$m_mode" /proc/self/fd/9 2>/dev/null || return 45
+    } 2>/dev/null 9<"./$m_path" || return 45
 }
 
 m_not_own() {
@@ -1420,7 +1558,8 @@ muster_keep() {
         # What it left behind in its group.
         read -r muster_program muster_rest <"$muster_launch/program" && kill -KILL "-$muster_program"
         if [ -e "$muster_launch/why" ]; then
-            [ "$muster_restarts" -gt 0 ] || return
+            # Who waits for the first start tells of it.
+            [ -e "$muster_launch/answered" ] || [ "$muster_restarts" -gt 0 ] || return
             muster_status=127
             rm -f -- "$muster_launch/why"
         fi
@@ -1445,7 +1584,7 @@ muster_log() {
         muster_size=$(stat -c %s -- "$muster_file")
         if [ "$muster_status" -ne 0 ] || [ -z "$muster_size" ]; then
             # The disk is full, say. The program is not to be stopped by that; some of what it writes is lost.
-            dd bs=65536 count=1 of=/dev/null
+            [ "$(dd bs=65536 count=1 | wc -c)" -gt 0 ] || return
             muster_size=-1
             sleep 1
         elif [ "$muster_size" = "$muster_was" ]; then
@@ -1468,6 +1607,8 @@ muster_launch() {
     rm -f -- "$m_own/held"
     m_launch=$m_own/launch/$1
     m_said=$(mkdir -p -- "$m_launch" 2>&1 && mv -f -- "$m_step/list" "$m_step/input" "$m_launch/" 2>&1) || m_failed "$m_said" "$m_launch"
+    m_read_boot
+    printf '%s\n' "$m_boot" >"$m_launch/boot" || m_fail 48 "\`$m_launch\` can not be written"
     (
         # The shell says here how the one between was killed; it does so only where it goes on afterwards.
         exec 7>/dev/null 2>&7
@@ -1488,8 +1629,9 @@ muster_launch() {
     done
     # What only the kernel finds out, it has found out by then.
     m_nap
-    if [ -e "$m_launch/why" ]; then
-        m_said=$(cat -- "$m_launch/why")
+    # What fails from now on, the supervisor tries again.
+    : >"$m_launch/answered"
+    if m_said=$(cat -- "$m_launch/why" 2>/dev/null) && [ -n "$m_said" ]; then
         m_stop_launched "$m_root"
         m_number "${m_said%% *}"
         m_fail "${m_said%% *}" "${m_said#* }"

@@ -91,6 +91,9 @@ pub enum RemoteError {
     /// The machine has no agent, and its shell can not stand in for one.
     #[error("there is no muster-agent {} on the machine, and its shell can not do without; install it there, or let the label's policy place it: `place_agent = true`", env!("CARGO_PKG_VERSION"))]
     Shell(#[source] CallError),
+    /// The connection ended while the machine was looked at.
+    #[error("the first steps on the machine were cut off: {0}")]
+    Cut(String),
     /// It took too long, all steps together.
     #[error("no link was open within {0:?}; see what is slow on the machine, and what its sshd logs")]
     Slow(Duration),
@@ -166,8 +169,12 @@ fn own_machine() -> String {
 /// Opens a link that needs nothing but the machine's shell and the programs that go with it.
 async fn over_shell(connection: &Connection, root: &str) -> Result<Opened, RemoteError> {
     let shell = Shell::new(root, Arc::new(OverSsh(connection.clone())));
-    let instance = shell.begin().await.map_err(RemoteError::Shell)?;
-    let launched = shell.launched().await.map_err(RemoteError::Shell)?;
+    let failed = |error| match error {
+        CallError::Unreachable(why) => RemoteError::Cut(why),
+        other => RemoteError::Shell(other),
+    };
+    let instance = shell.begin().await.map_err(failed)?;
+    let launched = shell.launched().await.map_err(failed)?;
     Ok(Opened { link: Arc::new(shell.clone()), instance, launched, drive: Drive::Shell { shell, connection: connection.clone() } })
 }
 
