@@ -117,26 +117,22 @@ async fn session() -> Option<Far> {
 
 /// A muster-agent that a real sshd starts.
 async fn ssh() -> Option<Far> {
-    let sshd = Sshd::start("")?;
-    let root = TempDir::new().unwrap();
-    let bin = root.path().join(".muster/bin");
-    fs::create_dir_all(&bin).unwrap();
-    symlink(env!("CARGO_BIN_EXE_muster-agent"), bin.join("muster-agent")).unwrap();
-    let (connection, _) = connect(&sshd.settings(), &sshd.host(), Some(&sshd.key("host_ed25519")), None).await.unwrap();
-    let opened = remote::open(&connection, root.path().to_str().unwrap(), None, REACH_MAX).await.unwrap();
-    let link = Arc::clone(&opened.link);
-    let (said, _) = mpsc::channel(1);
-    let driving = tokio::spawn(async move {
-        let _connection = connection;
-        opened.drive(|| {}, said).await
-    });
-    Some(Far { link, root: root.path().to_owned(), _kept: vec![Box::new(AbortOnDropHandle::new(driving)), Box::new(sshd), Box::new(root)] })
+    dialled(true).await
 }
 
 /// A machine with sshd and a shell, and nothing of ours.
 async fn ssh_alone() -> Option<Far> {
+    dialled(false).await
+}
+
+async fn dialled(has_agent: bool) -> Option<Far> {
     let sshd = Sshd::start("")?;
     let root = TempDir::new().unwrap();
+    if has_agent {
+        let bin = root.path().join(".muster/bin");
+        fs::create_dir_all(&bin).unwrap();
+        symlink(env!("CARGO_BIN_EXE_muster-agent"), bin.join("muster-agent")).unwrap();
+    }
     let (connection, _) = connect(&sshd.settings(), &sshd.host(), Some(&sshd.key("host_ed25519")), None).await.unwrap();
     let opened = remote::open(&connection, root.path().to_str().unwrap(), None, REACH_MAX).await.unwrap();
     let link = Arc::clone(&opened.link);
