@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn more_than_an_image_may_tell_is_refused_and_the_same_place_counts_once() {
-        let at = |number: usize| format!("/root/{number}");
+        let at = |number: usize| format!("/agent/{number}");
         let baked: Vec<_> = (0..BAKED_MAX)
             .map(|number| Baked { bundle: "a".parse().unwrap(), version: Digest::of(b""), destination: at(number) })
             .collect();

@@ -21,14 +21,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bits::contents::Bundle;
-use crate::limits::{
-    COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PROBE_MAX, SHELL_ANSWER_BYTES_MAX, SHELL_LOOK_INTERVAL,
-    STDIN_BYTES_MAX,
-};
+use crate::limits::{NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PROBE_MAX, SHELL_ANSWER_BYTES_MAX, SHELL_LOOK_INTERVAL};
 use crate::link::Link;
 use crate::link::frames::Launched;
 use crate::link::quote::{self, NulError};
 use crate::link::session::Event;
+use crate::machine::exec::check_words;
 use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 use crate::names::Digest;
 
@@ -401,16 +399,7 @@ fn program(command: &Command) -> Result<Bytes, CallError> {
             "the machine's shell can not give a command a variable `{name}`; where muster-agent is installed it can be given"
         )));
     }
-    let bytes = command.args.iter().map(String::len).sum::<usize>()
-        + command.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-    if command.args.len() > COMMAND_ARGS_MAX || command.env.len() > COMMAND_ARGS_MAX || bytes > COMMAND_BYTES_MAX {
-        return Err(CallError::Invalid(format!(
-            "a command has at most {COMMAND_ARGS_MAX} arguments and as many variables, of {COMMAND_BYTES_MAX} bytes together"
-        )));
-    }
-    if command.stdin.len() > STDIN_BYTES_MAX {
-        return Err(CallError::Invalid(format!("the input has at most {STDIN_BYTES_MAX} bytes, this one has {}", command.stdin.len())));
-    }
+    check_words(command)?;
     let count = command.env.len().to_string();
     let variables = command.env.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
     let words: Vec<&str> = ["muster_program", &count]

@@ -164,6 +164,15 @@ pub async fn start(root: &Root, environment: &Environment, command: &Command) ->
 }
 
 fn check(root: &Root, command: &Command) -> Result<PathBuf, CallError> {
+    check_words(command)?;
+    root.absolute(&command.program)
+}
+
+/// Sees that a command is within its limits and can be given to a program.
+///
+/// # Errors
+/// What can not be.
+pub(crate) fn check_words(command: &Command) -> Result<(), CallError> {
     let invalid = |text: &str| Err(CallError::Invalid(text.to_owned()));
     if !command.program.contains('/') {
         return Err(CallError::Invalid(format!("a program is a path with a `/` in it: `{}` is not one", command.program.escape_default())));
@@ -187,7 +196,7 @@ fn check(root: &Root, command: &Command) -> Result<PathBuf, CallError> {
     if command.env.iter().any(|(name, _)| name.is_empty() || name.contains('=')) {
         return invalid("a variable's name is empty or holds a `=`");
     }
-    root.absolute(&command.program)
+    Ok(())
 }
 
 fn not_started(program: &Path, error: &io::Error) -> CallError {

@@ -39,6 +39,16 @@ pub trait Source {
     fn piece(&mut self) -> Result<Option<Bytes>, CallError>;
 }
 
+impl From<SyncMode> for Mode {
+    fn from(mode: SyncMode) -> Self {
+        match mode {
+            SyncMode::Push => Self::Push,
+            SyncMode::Mirror => Self::Mirror,
+            SyncMode::MirrorDeletingForeign => Self::MirrorDeletingForeign,
+        }
+    }
+}
+
 /// Brings the tree of a version to a destination. Blocks its thread.
 ///
 /// Nothing at the destination is changed before all that is needed is there. The caller takes care that one sync at a time works on a root.
@@ -74,12 +84,7 @@ pub fn sync_first(
     verify: bool,
     source: &mut (impl Source + Send),
 ) -> Result<(Change, Option<Rest>), CallError> {
-    let mode = match rules.mode {
-        SyncMode::Push => Mode::Push,
-        SyncMode::Mirror => Mode::Mirror,
-        SyncMode::MirrorDeletingForeign => Mode::MirrorDeletingForeign,
-    };
-    let rules = Rules { mode, max_delete_percent: rules.max_delete_percent };
+    let rules = Rules { mode: rules.mode.into(), max_delete_percent: rules.max_delete_percent };
     with_place(root, destination, verify, |place| bring(place, rules, version, source))
 }
 

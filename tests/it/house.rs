@@ -376,6 +376,17 @@ impl Answer {
     }
 }
 
+/// Asks a program to end, and waits until it has; it is killed if it does not.
+pub(crate) fn end(mut child: Child) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).ok();
+    let until = Instant::now() + WAIT_MAX;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+        std::thread::sleep(LOOK_PAUSE);
+    }
+    child.kill().ok();
+    child.wait().ok();
+}
+
 /// The program `muster-agent`, which is ended with this.
 pub(crate) struct AgentProcess {
     pub(crate) root: PathBuf,
@@ -415,18 +426,9 @@ impl AgentProcess {
 
     /// Asks the program to end, and waits until it has.
     pub(crate) fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-        let until = Instant::now() + WAIT_MAX;
-        while Instant::now() < until {
-            if !matches!(child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(LOOK_PAUSE);
+        if let Some(child) = self.child.take() {
+            end(child);
         }
-        child.kill().ok();
-        child.wait().ok();
     }
 
     /// Ends the program as a crash does.

@@ -4,15 +4,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use muster::names::Digest;
 use reqwest::Method;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::house::{House, TEAM, claims, eventually};
+use crate::house::{House, TEAM, claims, end, eventually};
 use crate::ssh::sshd::program;
 
 /// Which shell a machine has, and which programs.
@@ -80,14 +79,9 @@ impl PollProcess {
 
     /// Asks it to end, and waits until it has.
     pub(crate) fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        kill_process(Pid::from_child(&child), Signal::TERM).ok();
-        let until = Instant::now() + Duration::from_secs(20);
-        while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
+        if let Some(child) = self.child.take() {
+            end(child);
         }
-        child.kill().ok();
-        child.wait().ok();
     }
 
     /// Ends it as a crash does. What it started goes on.

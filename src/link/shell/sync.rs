@@ -30,7 +30,7 @@ use crate::limits::{
     PIECE_BYTES, READER_STALL_TIMEOUT, SHELL_ANSWER_BYTES_MAX, SHELL_BEGUN_MAX, SHELL_MANIFEST_BYTES_MAX, SHELL_TREE_BYTES_MAX,
 };
 use crate::machine::sync::not_applied;
-use crate::machine::{SyncMode, SyncRules, with_causes};
+use crate::machine::{SyncRules, with_causes};
 use crate::names::Digest;
 
 /// What the text begins with that a machine keeps of a destination; the bytes of the manifest follow on the line.
@@ -42,11 +42,7 @@ const PIECES_WAITING: usize = 4;
 type Stamps = HashMap<TreePath, (u64, Stamp)>;
 
 pub(super) async fn sync(shell: &Shell, destination: &str, bundle: &Bundle, rules: SyncRules) -> Result<Change, CallError> {
-    let mode = match rules.mode {
-        SyncMode::Push => Mode::Push,
-        SyncMode::Mirror => Mode::Mirror,
-        SyncMode::MirrorDeletingForeign => Mode::MirrorDeletingForeign,
-    };
+    let mode = rules.mode.into();
     let manifest = &*bundle.manifest;
     let far = Far::new(shell, destination);
     let (ledger, known) = far.ledger().await?;
