@@ -15,6 +15,7 @@ use muster::journal::channel;
 use muster::link::Link;
 use muster::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 use muster::policy::{LabelPolicy, parse_file};
+use muster::sandbox::script::Script;
 use muster::sandbox::{Module, Registration, RunInputs, Sandbox, Verdict};
 
 #[expect(dead_code, reason = "what only tests of the guests use")]
@@ -94,7 +95,15 @@ fn runs(criterion: &mut Criterion) {
     let sandbox = Sandbox::new(None, 8).unwrap();
     let (policy, bundle) = (policy(), bundle());
     let tools = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tools/tools.wasm")).unwrap();
-    for (what, bytes) in [("ten calls of a small guest", guests::component("calls")), ("the example module", tools)] {
+    let script = |text: &str| Script::new("hook.js".parse().unwrap(), text.as_bytes()).unwrap().bytes().to_vec();
+    let hook = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/hook/hook.js")).unwrap();
+    for (what, bytes) in [
+        ("ten calls of a small guest", guests::component("calls")),
+        ("the example module", tools),
+        ("an empty script", script("log.step('nothing');")),
+        ("ten calls of a script", script("for (let call = 0; call < 10; call += 1) agent.exists('/etc');")),
+        ("the example script", script(&hook)),
+    ] {
         let module = runtime.block_on(sandbox.compile(Bytes::from(bytes))).unwrap();
         criterion.bench_function(what, |bencher| bencher.to_async(&runtime).iter(|| run(&sandbox, &module, &policy, &bundle)));
     }

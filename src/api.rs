@@ -236,6 +236,21 @@ pub struct Agent {
     /// What was launched and how it is: `running (pid 12)`, say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launched: Option<String>,
+    /// What it is at its controller, if its label's policy names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<AgentNode>,
+}
+
+/// An agent as its controller has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct AgentNode {
+    /// The controller.
+    pub controller: String,
+    /// The node's name there.
+    pub name: String,
+    /// How it is, by the last list of the controller's nodes: `online`, `online, a build runs`, `offline: REASON`, `missing`, `unknown: WHY`.
+    pub state: String,
 }
 
 /// One change of an agent's state.
@@ -331,6 +346,38 @@ pub struct Act {
     pub reason: Option<String>,
 }
 
+/// What a module is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ModuleKind {
+    /// A WebAssembly component.
+    #[default]
+    Component,
+    /// A plain script, which the server's script runner runs.
+    Script,
+}
+
+impl ModuleKind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Component => "component",
+            Self::Script => "script",
+        }
+    }
+}
+
+/// A script as it was pushed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ScriptText {
+    /// The name of its file.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+}
+
 /// One version of a module.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
@@ -341,17 +388,52 @@ pub struct Module {
     pub name: String,
     /// The team that it belongs to.
     pub team: String,
+    /// Whether it is a component or a script.
+    #[serde(default)]
+    pub kind: ModuleKind,
     /// Its size.
     pub size_bytes: u64,
-    /// The world that it implements.
+    /// The world that it implements; of a script, the one that its runner does.
     pub world: String,
-    /// The interfaces that it imports.
+    /// The interfaces that it imports; of a script, those that its runner does.
     pub imports: Vec<String>,
     /// The language it was written in, if it says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
+    /// The grants that it asks for, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks: Option<Asks>,
     /// When it was uploaded.
     pub uploaded_us: i64,
+}
+
+/// The grants that a module asks for. Nothing is granted by being asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Asks {
+    /// Programs to run, probe and launch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub run: Vec<String>,
+    /// Paths to write, remove, push to and mirror to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub write: Vec<String>,
+    /// Paths to read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<String>,
+    /// Secrets to give to commands.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// URLs to reach. No policy can grant any yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<String>,
+}
+
+impl Asks {
+    /// What is asked for, by the kinds of grants, in a policy's order.
+    pub fn kinds(&self) -> [(&'static str, &[String]); 5] {
+        [("run", &self.run), ("write", &self.write), ("read", &self.read), ("secrets", &self.secrets), ("http", &self.http)]
+    }
 }
 
 /// One version of a bundle.
@@ -549,6 +631,12 @@ pub struct Release {
     /// The policy, with module and bundles pinned.
     #[cfg_attr(feature = "server", schema(value_type = Object))]
     pub policy: serde_json::Value,
+    /// The grants that its module asks for, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks: Option<Asks>,
+    /// What of that the policy does not grant, a line each: `grants.run /usr/bin/java`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_granted: Vec<String>,
 }
 
 /// What applying a policy did, or would do.
@@ -565,6 +653,9 @@ pub struct Applied {
     pub previous: Option<i64>,
     /// What differs, a line each: `~ module: a@… → a@…`. Empty: nothing, and no release was made.
     pub changes: Vec<String>,
+    /// What the module asks for and the policy does not grant, a line each: `grants.run /usr/bin/java`. A call that needs it will be denied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_granted: Vec<String>,
     /// How many living agents carry the label.
     pub agents: u64,
 }

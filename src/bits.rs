@@ -13,6 +13,7 @@ pub mod difference;
 mod index;
 pub mod ledger;
 pub mod manifest;
+mod near;
 pub mod pack;
 pub mod path;
 pub mod scan;

@@ -24,10 +24,13 @@ mod compile;
 mod completions;
 mod controller;
 mod demo;
+mod export;
 mod label;
 mod module;
+mod module_file;
 mod output;
 mod pinned;
+mod replay;
 mod run;
 mod serve;
 mod token;
@@ -196,15 +199,13 @@ async fn act(arguments: Arguments) -> Result<(), CliError> {
     match command {
         Command::Serve(args) => Box::pin(serve::run(args)).await,
         Command::Demo(args) => Box::pin(demo::run(args, output.json())).await,
-        Command::Module(module::Command::Try(args)) => Box::pin(try_module::run(args, output)).await,
-        Command::Module(module::Command::Inspect(args)) => module::inspect(&args, output),
-        Command::Module(command) => Box::pin(module::run(command, &global.client()?, output)).await,
+        Command::Module(command) => Box::pin(module::run(command, || global.client(), output)).await,
         Command::Bundle(command) => Box::pin(bundle::run(command, &global.client()?, output)).await,
         Command::Label(command) => Box::pin(label::run(command, &global.client()?, output)).await,
         Command::Controller(command) => Box::pin(controller::run(command, &global.client()?, output)).await,
         Command::Token(command) => Box::pin(token::run(command, &global.client()?, output)).await,
         Command::Agent(command) => Box::pin(agent::run(command, &global.client()?, output)).await,
-        Command::Run(command) => Box::pin(run::run(command, &global.client()?, output)).await,
+        Command::Run(command) => Box::pin(run::run(command, || global.client(), output)).await,
         Command::Completions(args) => completions::completions(&args, Arguments::command(), output),
         Command::Compile(args) => compile::run(args),
         Command::Man(args) => completions::man(&args, Arguments::command(), output),
@@ -335,6 +336,7 @@ mod tests {
             "muster serve",
             "muster demo",
             "muster module push hook.wasm --name base --team media --json",
+            "muster module push hook.js --name base",
             "muster module ls",
             "muster module show base",
             "muster module show base@sha256:0000000000000000000000000000000000000000000000000000000000000000",
@@ -350,6 +352,7 @@ mod tests {
             "muster label history linux",
             "muster label swap linux --module base --yes",
             "muster label rollback linux --to 3",
+            "muster label edit linux --yes",
             "muster token create --kind join --team media --label linux --label large",
             "muster controller ls",
             "muster controller check main",
@@ -365,6 +368,12 @@ mod tests {
             "muster run ls --agent web-1 --label linux",
             "muster run show 0198",
             "muster run logs 0198 --follow",
+            "muster run replay 0198",
+            "muster run replay linux.export --module hook.wasm",
+            "muster run export 0198 -o run.export",
+            "muster run export --label linux --last 100 --with-module",
+            "muster module check hook.wasm --label linux --last 500",
+            "muster module check hook.wasm --from linux.export --json",
             "muster --server http://h:1 --token-file t run ls",
             "muster completions bash",
             "muster man --out dir",
@@ -384,6 +393,10 @@ mod tests {
             "muster agent ls --state tired",
             "muster agent show ..",
             "muster run logs ../x",
+            "muster run export",
+            "muster run export 0198 --label linux",
+            "muster module check hook.wasm",
+            "muster module check hook.wasm --label linux --from linux.export",
             "muster label swap linux",
             "muster token create --kind king",
             "muster bundle diff tools",

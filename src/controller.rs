@@ -6,6 +6,7 @@
 pub mod check;
 pub mod demand;
 pub mod jenkins;
+pub mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;

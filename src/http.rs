@@ -43,6 +43,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::controller::Controllers;
+use crate::controller::nodes::Nodes;
 use crate::http::problem::Fault;
 use crate::limits::{ACCEPT_PAUSE, CONNECTION_IDLE_MAX, REQUEST_TIMEOUT, TCP_KEEPALIVE};
 use crate::provision::Provision;
@@ -69,6 +70,8 @@ pub struct Parts {
     pub shelf: Arc<Shelf>,
     /// Controllers.
     pub controllers: Arc<Controllers>,
+    /// The nodes that agents have there.
+    pub nodes: Arc<Nodes>,
     /// Turns to send a manifest.
     pub manifests: Semaphore,
     /// Agents.
@@ -117,6 +120,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(modules::list))
         .routes(routes!(modules::versions))
         .routes(routes!(modules::show))
+        .routes(routes!(modules::script))
         .routes(routes!(bundles::list))
         .routes(routes!(bundles::versions))
         .routes(routes!(bundles::show))
@@ -166,6 +170,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(bundles::send))
         .routes(routes!(runs::log))
         .routes(routes!(runs::journal))
+        .routes(routes!(runs::recording::recording))
+        .routes(routes!(runs::recording::module))
         .layer(axum::middleware::from_fn(to_its_end));
     OpenApiRouter::with_openapi(Document::openapi()).merge(often).merge(quick).merge(long)
 }

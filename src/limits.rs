@@ -77,6 +77,18 @@ pub const CONTENTS_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Bytes in a module.
 pub const MODULE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes in a script.
+pub const SCRIPT_BYTES_MAX: usize = 256 * 1024;
+/// Processor time for reading a script when it arrives.
+pub const SCRIPT_CHECK_CPU: Duration = Duration::from_secs(1);
+/// Memory for reading a script when it arrives.
+pub const SCRIPT_CHECK_MEMORY_MIB: u32 = 64;
+/// Bytes of what a module asks for, as its component carries it.
+pub const ASKS_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that are kept of what a language's tool says while it builds a module.
+pub const TOOL_OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Runs that `muster module bench` makes at most.
+pub const BENCH_RUNS_MAX: u32 = 100_000;
 /// Modules that are compiled at once. Compiling uses every core by itself.
 pub const COMPILES_AT_ONCE: usize = 1;
 /// Modules that wait for their compilation; more are told to come again.
@@ -162,6 +174,10 @@ pub const CONTROLLER_WORDS_CHARS_MAX: usize = 300;
 pub const CONTROLLER_TOKEN_BYTES_MAX: u64 = 4 * 1024;
 /// Bytes in an `agent.jar`. One has 1.4 MB.
 pub const CONTROLLER_JAR_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of an `agent.jar`'s manifest that are read. It begins with what is wanted, and has a few hundred.
+pub const JAR_MANIFEST_BYTES_MAX: usize = 64 * 1024;
+/// Bytes in a version of Remoting: `3206.3208.v409508a_675ff`.
+pub const REMOTING_VERSION_BYTES_MAX: usize = 64;
 /// How long fetching an `agent.jar` may take.
 pub const CONTROLLER_JAR_TIMEOUT: Duration = Duration::from_secs(300);
 /// For how long a controller's refusal of its token is not believed: it refuses a good one while it restarts.
@@ -170,6 +186,31 @@ pub const CONTROLLER_UNSURE: Duration = Duration::from_secs(60);
 pub const CONTROLLER_CHECK_MAX: Duration = Duration::from_secs(20);
 /// Bytes in the name of a node. A name of more than 255 is a file's name that can not be.
 pub const NODE_NAME_BYTES_MAX: usize = 200;
+/// How often a controller's nodes are listed, while nobody waits for one.
+pub const NODES_INTERVAL: Duration = Duration::from_secs(15);
+/// How often they are listed while somebody waits.
+pub const NODES_PAUSE: Duration = Duration::from_secs(1);
+/// The shortest pause between two lists: of a controller that answers fast, and a little is spent of its time.
+pub const NODES_PAUSE_MIN: Duration = Duration::from_millis(200);
+/// For how long changes of agents gather before their nodes are looked at.
+pub const NODES_GATHER: Duration = Duration::from_millis(100);
+/// Nodes of one controller that are changed at once, beside those that are being launched.
+pub const NODES_CHANGED_AT_ONCE: usize = 4;
+/// How long after a launch a list may tell of what ran before it.
+pub const NODE_SETTLE: Duration = Duration::from_millis(500);
+/// How long it is waited for that a controller says that a node is online. The time in which the controller is away does not count.
+pub const NODE_ONLINE_MAX: Duration = Duration::from_secs(180);
+/// How long a node may be offline before the program of an agent that is ready is started again. An agent that lost its controller looks for
+/// it by itself every ten seconds.
+pub const NODE_OFFLINE_MAX: Duration = Duration::from_secs(60);
+/// The longest pause between two such starts.
+pub const NODE_RELAUNCH_MAX: Duration = Duration::from_secs(900);
+/// How long looking for a Java on a machine may take.
+pub const JAVA_LOOK_MAX: Duration = Duration::from_secs(60);
+/// For how many seconds builds are waited for before their node is taken from them, unless the policy says.
+pub const DRAIN_SECONDS: u32 = 3600;
+/// The longest time that a policy may have builds waited for, in seconds.
+pub const DRAIN_SECONDS_MAX: u32 = 7 * 24 * 3600;
 /// How often a controller is asked what waits there, unless the configuration says.
 pub const DEMAND_INTERVAL: Duration = Duration::from_secs(15);
 /// The longest interval between two of those questions that the configuration may set.
@@ -213,6 +254,28 @@ pub const RUN_BYTES_OUT_MAX: u64 = 64 * 1024 * 1024;
 pub const RUN_LOG_LINES_MAX: u32 = 10_000;
 /// Lines of one command's output that are copied to the run's log. The module gets all of it, up to its own limit.
 pub const OUTPUT_LOG_LINES_MAX: u32 = 500;
+/// Bytes of one answer that are kept in its journal's entry; a larger one goes beside.
+pub const KEPT_INLINE_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of answers that are kept in the entries of one run's journal; the next ones go beside.
+pub const RUN_KEPT_INLINE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of answers that are kept beside the journal of one run. A run that was answered more can not be replayed.
+pub const RUN_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of answers that are kept beside all journals, compressed; beyond it the oldest are cleared away.
+pub const KEPT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Contents beside a journal that are read at once.
+pub const KEPT_AT_ONCE: u32 = 8;
+/// Bytes of the line that tells a person of one call.
+pub const ASKED_SHOWN_BYTES_MAX: usize = 1024;
+/// Processor time that a module may take in a replay beside twice that of its run's limit: other machines are slower.
+pub const REPLAY_CPU_SPARE: Duration = Duration::from_secs(1);
+/// Bytes of one recording: a log and a journal of the largest run, with what is beside it.
+pub const RECORDING_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one line of an export: a module, as base64.
+pub const EXPORT_LINE_BYTES_MAX: usize = 2 * MODULE_BYTES_MAX;
+/// Replays that go on at once.
+pub const REPLAYS_AT_ONCE_MAX: usize = 16;
+/// Recordings that are fetched from a server at once.
+pub const RECORDINGS_AT_ONCE: usize = 4;
 /// Log lines and journal entries of a run that wait to be stored; the run waits beyond.
 pub const RECORDS_WAITING_MAX: usize = 4096;
 /// Bytes in a refusal's text, or in what is kept of a trap.
@@ -408,7 +471,7 @@ pub const STORE_SEEN_BATCH_ROWS: usize = 5_000;
 /// Segments of one upload that are written to the disk at once.
 pub const SEGMENTS_STORED_AT_ONCE: usize = 2;
 /// Segments that are kept in memory after they were read, for other agents that want the same.
-pub const SEGMENTS_AT_HAND: usize = 6;
+pub const SEGMENTS_AT_HAND: usize = 3;
 /// Agents to which contents are sent at once, unless the configuration says.
 pub const STREAMS_MAX: usize = 128;
 /// The most agents to which the configuration may have contents sent at once.

@@ -115,6 +115,11 @@ name!(
     "a module's name"
 );
 name!(
+    /// The name of a script's file.
+    ScriptName,
+    "a script's file name"
+);
+name!(
     /// The name of a bundle.
     BundleName,
     "a bundle's name"
@@ -170,7 +175,10 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&hex::encode(self.0))
+        let mut digits = [0; 64];
+        // Two digits a byte: they fit, and are ASCII.
+        let _ = hex::encode_to_slice(self.0, &mut digits);
+        f.pad(std::str::from_utf8(&digits).unwrap_or_default())
     }
 }
 

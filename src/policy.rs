@@ -3,6 +3,10 @@
 //! [`LabelPolicy`] is what `muster label apply` sends and what a release records. Nothing is granted that is not written here.
 //! The text of a policy file is read by [`parse_file`]; what differs between two policies is told by [`differences`].
 
+mod node;
+
+pub mod placeholders;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +19,7 @@ use crate::limits::{
     RUN_MEMORY_MIB, RUN_MEMORY_MIB_MAX, RUN_SECONDS, RUN_SECONDS_MAX,
 };
 use crate::names::{BundleName, ControllerName, Digest, LabelName, ModuleName, NameError, SecretName, TeamName};
+pub use node::{NodeMode, NodeNaming};
 
 /// What the server does for a label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,15 +212,38 @@ impl<'de> Deserialize<'de> for Glob {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Launch {
-    /// The program and its arguments. None: nothing is started, unless a module says so.
+    /// The program and its arguments, in which `{name}`, `{labels}` and `{root}` are the agent's. None: nothing is started, unless a module
+    /// says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// Says outright that nothing is started. Not together with `command`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub none: bool,
-    /// The controller that the label's agents work for. Not together with either.
+    /// The controller that the label's agents work for. Not together with either. What follows is of the node that each has there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<ControllerName>,
+    /// The Java that starts the controller's program. None: one that the machine has is looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub java: Option<String>,
+    /// Whether a node stays when the agent's program is started anew, and when the agent is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_node: bool,
+    /// How nodes are named.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub node_name: NodeNaming,
+    /// Which builds run there.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mode: NodeMode,
+    /// Variables for its builds. They are for everybody to see there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// For how many seconds builds are waited for before their node is taken from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<u32>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A share in whole percent, written as `"25%"`.
@@ -349,6 +377,7 @@ impl LabelPolicy {
         if self.launch.controller.is_some() && (self.launch.none || self.launch.command.is_some()) {
             return wrong("launch", "`controller` says by itself what is started: neither `command` nor `none = true` goes with it".into());
         }
+        self.launch.check_node()?;
         match &self.launch.command {
             Some(_) if self.launch.none => wrong("launch", "either `command` or `none = true`, not both".into()),
             Some(command) => check_launch(command),
@@ -367,7 +396,7 @@ fn check_launch(command: &[String]) -> Result<(), PolicyError> {
             wrong(format!("at most {POLICY_ITEMS_MAX} items and {POLICY_TEXT_BYTES_MAX} bytes are allowed"))
         }
         Some(_) if command.iter().any(|item| item.contains('\0')) => wrong("holds a NUL".into()),
-        Some(_) => Ok(()),
+        Some(_) => placeholders::check(command).or_else(|error| wrong(error.to_string())),
     }
 }
 
@@ -481,6 +510,8 @@ mod tests {
         assert!(parse_file(&good.replace("[\"tools\"]", "[\"tools\", \"tools\"]")).unwrap_err().contains("label.linux.bundles"));
         assert!(parse_file(&format!("{good}[label.linux.limits]\ncpu_ms = 0\n")).unwrap_err().contains("limits.cpu_ms"));
         assert!(parse_file(&format!("{good}[label.linux.launch]\ncommand = [\"java\"]\n")).unwrap_err().contains("not a path"));
+        let odd = parse_file(&format!("{good}[label.linux.launch]\ncommand = [\"/bin/a\", \"{{host}}\"]\n")).unwrap_err();
+        assert!(odd.starts_with("label.linux.launch.command: ") && odd.contains("`{name}`"), "{odd}");
         assert!(parse_file("").unwrap_err().contains("label.NAME"));
         let launch = |text: &str| parse_file(&format!("{good}[label.linux.launch]\ncontroller = \"main\"\n{text}\n"));
         assert!(launch("").is_ok());

@@ -5,7 +5,10 @@
 //! what is found unfinished at the next start is ended there and tried again.
 
 mod boot;
+mod builds;
+mod command;
 mod due;
+mod launch;
 mod outcome;
 mod records;
 
@@ -13,15 +16,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::AgentState;
+use crate::controller::nodes::{Closed, Nodes};
 use crate::credential::new_id;
 use crate::journal::{self, now_us};
-use crate::limits::{LAUNCH_MAX, LOOKS_AT_ONCE, REDACTED_BYTES_MIN, STORE_RETRY};
+use crate::limits::{LOOKS_AT_ONCE, STORE_RETRY};
 use crate::link::Link;
-use crate::machine::{CallError, Command};
+use crate::machine::Command;
+use crate::policy::placeholders::PlaceholderError;
 use crate::roster::Roster;
 use crate::roster::agent::{Agent, View};
 use crate::sandbox::gate::Counts;
@@ -34,14 +39,34 @@ use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 use boot::FirstRun;
+use launch::Launching;
 use outcome::after;
 use records::Following;
+
+/// What provisioning takes.
+pub struct Parts {
+    /// Where runs are recorded.
+    pub store: Store,
+    /// The releases in force.
+    pub shelf: Arc<Shelf>,
+    /// The agents.
+    pub roster: Arc<Roster>,
+    /// The nodes that they have at controllers.
+    pub nodes: Arc<Nodes>,
+    /// Where modules run.
+    pub sandbox: Arc<Sandbox>,
+    /// What modules may hand on.
+    pub secrets: Secrets,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
 
 /// What provisions agents.
 pub struct Provision {
     store: Store,
     shelf: Arc<Shelf>,
     roster: Arc<Roster>,
+    nodes: Arc<Nodes>,
     sandbox: Arc<Sandbox>,
     secrets: Secrets,
     metrics: Arc<Metrics>,
@@ -55,17 +80,10 @@ pub const RUNNING: &str = "running";
 
 impl Provision {
     /// Puts it together; `at_once` runs go on at a time.
-    pub fn new(
-        store: Store,
-        shelf: Arc<Shelf>,
-        roster: Arc<Roster>,
-        sandbox: Arc<Sandbox>,
-        secrets: Secrets,
-        metrics: Arc<Metrics>,
-        at_once: u32,
-    ) -> Self {
+    pub fn new(parts: Parts, at_once: u32) -> Self {
+        let Parts { store, shelf, roster, nodes, sandbox, secrets, metrics } = parts;
         let (slots, looking) = (Semaphore::new(at_once as usize), Semaphore::new(LOOKS_AT_ONCE));
-        Self { store, shelf, roster, sandbox, secrets, metrics, slots, looking, following: Following::default() }
+        Self { store, shelf, roster, nodes, sandbox, secrets, metrics, slots, looking, following: Following::default() }
     }
 
     /// Tells whoever follows a run's log when there is more of it; none if the run is not under way here.
@@ -119,8 +137,16 @@ impl Provision {
         Ok(())
     }
 
-    /// Brings an agent to the releases of its labels, and launches what is to be launched.
-    async fn bring(&self, agent: &Arc<Agent>, ending: &CancellationToken, work: Work) -> Result<(), StoreError> {
+    /// Brings an agent to the releases of its labels, and launches what is to be launched. The door of its node is closed until then, and the
+    /// place among the runs is held until the last of them.
+    async fn bring(
+        &self,
+        agent: &Arc<Agent>,
+        ending: &CancellationToken,
+        work: Work,
+        slot: SemaphorePermit<'_>,
+        closed: Option<Closed>,
+    ) -> Result<(), StoreError> {
         let Some(link) = agent.link() else {
             agent.want_session();
             return Ok(());
@@ -153,63 +179,46 @@ impl Provision {
         }
         // A link that is lost here makes the first run end so.
         let _ = link.hold().await;
-        let mut launch = None;
+        let mut launching = None;
         let last = work.releases.len();
         for (at, release) in work.releases.iter().enumerate() {
-            let policy_launch = release.policy.launch.command.as_deref().and_then(<[String]>::split_first);
-            let policy_launch =
-                policy_launch.map(|(program, args)| Command { program: program.clone(), args: args.to_vec(), ..Command::default() });
+            let policy_launch = match policy_launch(release, &agent.view()) {
+                Ok(launching) => launching,
+                Err(error) => {
+                    self.not_ready(agent, &format!("release {} of label `{}`: {error}", release.number, release.label)).await?;
+                    let _ = link.resume().await;
+                    return Ok(());
+                }
+            };
             // Whoever halted the agent between two runs is heard here.
             if ending.is_cancelled() {
                 return Ok(());
             }
             let is_last = at + 1 == last;
             let (verdict, module_launch) =
-                self.run_one(agent, &link, ending, release, attempt, is_last && launch.is_none() && policy_launch.is_none()).await?;
+                self.run_one(agent, &link, ending, release, attempt, is_last && launching.is_none() && policy_launch.is_none()).await?;
             if verdict != Verdict::Provisioned {
                 let _ = link.resume().await;
                 return Ok(());
             }
-            launch = module_launch.or(policy_launch).or(launch);
+            launching = module_launch.map(Launching::Program).or(policy_launch).or(launching);
         }
-        if let Some(command) = launch {
-            self.launch(agent, &*link, ending, &command).await?;
+        // What comes takes no processor of this machine, and may wait for others.
+        drop(slot);
+        if let Some(launching) = launching {
+            self.launch(agent, &*link, ending, &launching, closed).await?;
         } else {
+            // What ran for a controller is over when nothing is to run for one any more.
+            if self.nodes.current(agent.id()).is_some() {
+                let _ = link.stop().await;
+                self.nodes.leave(agent.id(), None).await?;
+            }
             let _ = link.resume().await;
         }
         if agent.state() == AgentState::Ready {
             self.metrics.ready_after(microseconds(now_us() - waited_since_us));
         }
         Ok(())
-    }
-
-    async fn launch(&self, agent: &Agent, link: &dyn Link, ending: &CancellationToken, command: &Command) -> Result<(), StoreError> {
-        let launched = tokio::select! {
-            biased;
-            () = ending.cancelled() => return Ok(()),
-            launched = tokio::time::timeout(LAUNCH_MAX, link.launch(command)) => launched.unwrap_or(Err(CallError::TimedOut)),
-        };
-        self.roster
-            .change(agent, |row| {
-                if row.state != AgentState::Provisioning {
-                    return None;
-                }
-                Some(match &launched {
-                    Ok(()) => {
-                        row.state = AgentState::Ready;
-                        row.attempt = 0;
-                        format!("provisioned, and `{}` is launched", command.program)
-                    }
-                    Err(error) => {
-                        row.state = AgentState::Failed;
-                        row.releases.clear();
-                        row.retry_at_us = Some(now_us() + outcome::pause_us(row.attempt));
-                        format!("`{}` can not be launched: {}", command.program, without_values(error.to_string(), command))
-                    }
-                })
-            })
-            .await
-            .map(drop)
     }
 
     /// Runs one release for one agent, from the run's first row to its verdict.
@@ -365,14 +374,13 @@ impl Provision {
     }
 }
 
-/// What an agent says of a command, without the values of the command's variables: some are secrets.
-fn without_values(mut text: String, command: &Command) -> String {
-    let values =
-        command.env.iter().flat_map(|(name, value)| std::iter::once(value.as_str()).chain(value.lines()).map(move |part| (name, part)));
-    for (name, value) in values.filter(|(_, value)| value.len() >= REDACTED_BYTES_MIN) {
-        text = text.replace(value, &format!("[{name}]"));
+/// What a release's policy says is to be launched for an agent.
+fn policy_launch(release: &Arc<Release>, view: &View) -> Result<Option<Launching>, PlaceholderError> {
+    let launch = &release.policy.launch;
+    if launch.controller.is_some() {
+        return Ok(Some(Launching::Node(Arc::clone(release))));
     }
-    text
+    Ok(command::of_policy(launch.command.as_deref(), view)?.map(Launching::Program))
 }
 
 fn microseconds(us: i64) -> Duration {

@@ -2,6 +2,7 @@
 
 pub mod demand;
 pub mod dial;
+pub mod nodes;
 pub mod polled;
 
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::api::{AgentState, LinkKind, Register};
 use crate::credential::Credential;
@@ -43,6 +43,8 @@ pub struct Roster {
     /// Held while an agent takes an address at which it is dialled.
     addressing: tokio::sync::Mutex<()>,
     sessions: AtomicI64,
+    /// Moves with every change of an agent.
+    changes: watch::Sender<()>,
     /// When leases were last looked at.
     looked_us: AtomicI64,
 }
@@ -78,6 +80,8 @@ pub enum Why {
     Heard,
     /// Its pause is over.
     Retry,
+    /// What it launched is to be launched again, for a reason.
+    Relaunch(String),
     /// A release of one of its labels is in force.
     Release(String),
     /// The agent program was started anew, so what it was brought to may be gone.
@@ -132,6 +136,7 @@ impl Roster {
             dialled_changed: Notify::new(),
             addressing: tokio::sync::Mutex::default(),
             sessions: AtomicI64::new(0),
+            changes: watch::Sender::default(),
             looked_us: AtomicI64::new(now),
         })
     }
@@ -143,6 +148,16 @@ impl Roster {
     /// The living agent of a name.
     pub fn by_name(&self, name: &AgentName) -> Option<Arc<Agent>> {
         self.agents().by_name.get(name).cloned()
+    }
+
+    /// The living agent of an id.
+    pub fn by_id(&self, id: &str) -> Option<Arc<Agent>> {
+        self.agents().by_id.get(id).cloned()
+    }
+
+    /// Moves with every change of an agent's row, and when one is gone.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// The living agent whose own credential this is.
@@ -239,6 +254,7 @@ impl Roster {
         agent.live().row = row;
         let state = state.as_str();
         tracing::info!(agent = %agent.name, state, "agent {} is {state}: {reason}", agent.name);
+        self.changes.send_replace(());
     }
 
     /// Opens an agent's link, in place of one that may be open still. The one before is closed.
@@ -392,6 +408,7 @@ impl Roster {
             }
         }
         agent.end();
+        self.changes.send_replace(());
         if let Some(link) = agent.link() {
             // One that is cut off just now can not be told, and finds out when it is back.
             let _ = link.drain(cause).await;

@@ -14,19 +14,22 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::api::TokenKind;
 use crate::config::{Config, Ssh};
 use crate::controller::Controllers;
+use crate::controller::nodes::Nodes;
 use crate::credential::{self, Holder};
 use crate::http::compat::Compat;
 use crate::http::{self, App, Parts};
 use crate::journal::now_us;
 use crate::limits::{
-    BOOTS_KEPT, BOOTS_KEPT_PER_LABEL, DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, MANIFESTS_AT_ONCE, SESSION_PING_INTERVAL, STOP_GRACE,
+    BOOTS_KEPT, BOOTS_KEPT_PER_LABEL, DIAL_TIMEOUT, EVENTS_KEPT_PER_AGENT, GONE_KEPT, ID_BYTES, KEPT_BYTES_MAX, MANIFESTS_AT_ONCE,
+    SESSION_PING_INTERVAL, STOP_GRACE,
 };
 use crate::link::ssh;
 use crate::link::ssh::login::Identity;
 use crate::machine::root::replace;
-use crate::provision::Provision;
+use crate::provision::{self, Provision};
 use crate::reconcile::dial::Dialler;
-use crate::reconcile::{self, demand, dial};
+use crate::reconcile::nodes::Keeper;
+use crate::reconcile::{self, demand, dial, nodes};
 use crate::roster::{Roster, Settings};
 use crate::sandbox::Sandbox;
 use crate::sandbox::compiler::Compiler;
@@ -44,6 +47,10 @@ const ADMIN_TOKEN_NAME: &str = "admin.token";
 
 /// Why a server does not start or stop, for a person: each says what was wanted.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The file of what tells this server from others, in the data directory: its nodes at controllers say it. It is beside the database, so that
+/// they are known still when the database is lost.
+const SERVER_ID_NAME: &str = "server.id";
 
 /// A server that runs in this process.
 pub struct Server {
@@ -110,15 +117,17 @@ impl Server {
             dials: config.ssh.is_some(),
         };
         let roster = Arc::new(Roster::load(store.clone(), settings).await?);
-        let provision = Provision::new(
-            store.clone(),
-            Arc::clone(&shelf),
-            Arc::clone(&roster),
-            Arc::clone(&sandbox),
+        let kept_nodes = Arc::new(Nodes::load(store.clone(), segments.clone(), Arc::clone(&controllers), &server_id(&data)?).await?);
+        let parts = provision::Parts {
+            store: store.clone(),
+            shelf: Arc::clone(&shelf),
+            roster: Arc::clone(&roster),
+            nodes: Arc::clone(&kept_nodes),
+            sandbox: Arc::clone(&sandbox),
             secrets,
-            Arc::clone(&metrics),
-            config.runs.at_once,
-        );
+            metrics: Arc::clone(&metrics),
+        };
+        let provision = Provision::new(parts, config.runs.at_once);
         let provision = Arc::new(provision);
         provision.recover().await?;
         let ending = CancellationToken::new();
@@ -129,6 +138,7 @@ impl Server {
             segments,
             shelf,
             controllers: Arc::clone(&controllers),
+            nodes: Arc::clone(&kept_nodes),
             manifests: Semaphore::new(MANIFESTS_AT_ONCE),
             roster: Arc::clone(&roster),
             provision: Arc::clone(&provision),
@@ -144,6 +154,7 @@ impl Server {
             gone_us: i64::try_from(GONE_KEPT.as_micros()).unwrap_or(i64::MAX),
             boots_us: i64::try_from(BOOTS_KEPT.as_micros()).unwrap_or(i64::MAX),
             boots_per_label: BOOTS_KEPT_PER_LABEL,
+            contents_bytes: KEPT_BYTES_MAX,
         };
         let mut work = vec![
             AbortOnDropHandle::new(tokio::spawn(provision.work())),
@@ -152,6 +163,8 @@ impl Server {
         for controller in controllers.iter() {
             let looking = demand::work(Arc::clone(controller), Arc::clone(&app_shelf), Arc::clone(&metrics));
             work.push(AbortOnDropHandle::new(tokio::spawn(looking)));
+            let keeper = Keeper::new(Arc::clone(controller), Arc::clone(&kept_nodes), Arc::clone(&roster), Arc::clone(&app_shelf));
+            work.push(AbortOnDropHandle::new(tokio::spawn(nodes::work(keeper))));
         }
         if let Some(ssh) = &config.ssh {
             let dialler = Dialler {
@@ -224,6 +237,27 @@ fn lock(data: &Path) -> Result<std::fs::File, Failure> {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(format!("another server uses the data directory {}", data.display()).into()),
         Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// What tells this server from others: made at its first start.
+fn server_id(data: &Dir) -> Result<String, Failure> {
+    match data.read_to_string(SERVER_ID_NAME) {
+        Ok(text) => {
+            let id = text.trim();
+            let fits = id.len() == ID_BYTES && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if fits {
+                Ok(id.to_owned())
+            } else {
+                Err(format!("`{SERVER_ID_NAME}` in the data directory holds no id; put it back from a backup").into())
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = credential::new_id();
+            replace(data, Path::new(SERVER_ID_NAME), format!("{id}\n").as_bytes(), 0o600)?;
+            Ok(id)
+        }
+        Err(error) => Err(format!("`{SERVER_ID_NAME}` in the data directory can not be read: {error}").into()),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A release is written to the store first; then one pointer moves. Readers take a whole [`Release`] and keep it to the end of their run.
 //! A module that does not compile or link never becomes a release. The release before the one in force stays compiled.
 
+pub mod asked;
 pub mod differences;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
-use crate::bits::contents::Bundle;
+use crate::bits::contents::{Bundle, pack_manifest};
 use crate::bits::manifest::Manifest;
 use crate::journal::now_us;
 use crate::limits::{MANIFEST_BYTES_MAX, MANIFESTS_AT_ONCE, MODULE_BYTES_MAX};
-use crate::names::{BundleName, ControllerName, Digest, LabelName, ModuleName, TeamName};
+use crate::names::{BundleName, ControllerName, Digest, LabelName, ModuleName, ScriptName, TeamName};
 use crate::policy::{LabelPolicy, ModuleRef, PolicyError, differences};
+use crate::sandbox::inspect::InspectError;
+use crate::sandbox::script::{RUNNER, RUNNER_DIGEST, Script};
 use crate::sandbox::{CompileError, Module, Sandbox};
 use crate::store::blobs::{BlobError, Blobs};
 use crate::store::labels::{NewRelease, ReleaseRow};
@@ -43,6 +46,8 @@ pub struct Shelf {
     /// Turns to read a manifest.
     reading: Semaphore,
     differences: Differences,
+    /// Whether this program's script runner is among the contents.
+    runner_kept: OnceCell<()>,
 }
 
 /// How many modules stay compiled beyond those in force.
@@ -89,6 +94,8 @@ pub struct Change {
     pub previous: Option<i64>,
     /// What differs, a line each.
     pub differences: Vec<String>,
+    /// What the module asks for and the policy does not grant, a line each.
+    pub not_granted: Vec<String>,
 }
 
 /// Why a change is not made.
@@ -157,6 +164,7 @@ impl Shelf {
             changing: tokio::sync::Mutex::default(),
             reading: Semaphore::new(MANIFESTS_AT_ONCE),
             differences: Differences::default(),
+            runner_kept: OnceCell::new(),
         };
         let mut in_force = BTreeMap::new();
         for row in shelf.store.current_releases().await? {
@@ -209,11 +217,37 @@ impl Shelf {
         self.in_force.load_full()
     }
 
-    /// Compiles a module, and keeps it under a name. The same bytes under the same name are kept once.
+    /// Compiles a component, and keeps it under a name. The same bytes under the same name are kept once.
     ///
     /// # Errors
     /// When it is no module, the name is another team's, or the store fails.
     pub async fn upload(&self, name: ModuleName, team: TeamName, bytes: Bytes) -> Result<(ModuleRow, bool), ShelfError> {
+        // What a script's bytes say of their runner is this server's to say.
+        if Script::is(&bytes) {
+            return Err(CompileError::Inspect(InspectError::NotWasm).into());
+        }
+        self.keep_module(name, team, bytes).await
+    }
+
+    /// Reads a script, and keeps it as a module under a name. The same text from a file of the same name is kept once.
+    ///
+    /// # Errors
+    /// When it is no script, with the place where it is wrong; when the name is another team's, or the store fails.
+    pub async fn upload_script(
+        &self,
+        name: ModuleName,
+        team: TeamName,
+        file: ScriptName,
+        text: Bytes,
+    ) -> Result<(ModuleRow, bool), ShelfError> {
+        let script = Script::new(file, &text).map_err(CompileError::from)?;
+        // A later version of this program has another runner, and this script goes on with its own.
+        let kept = async || self.blobs.put(&RUNNER_DIGEST, Bytes::from_static(RUNNER)).await.map(drop);
+        self.runner_kept.get_or_try_init(kept).await?;
+        self.keep_module(name, team, script.bytes()).await
+    }
+
+    async fn keep_module(&self, name: ModuleName, team: TeamName, bytes: Bytes) -> Result<(ModuleRow, bool), ShelfError> {
         let module = self.sandbox.compile(bytes.clone()).await?;
         let (digest, about) = (module.digest(), module.about().clone());
         let row = ModuleRow {
@@ -224,6 +258,7 @@ impl Shelf {
             world: about.world.unwrap_or_default(),
             imports: about.imports,
             language: about.language,
+            asks: about.asks,
             uploaded_us: now_us(),
         };
         self.blobs.put(&digest, bytes).await?;
@@ -299,8 +334,10 @@ impl Shelf {
             lines.push(format!("! made anew: {reason}"));
         }
         let ready = self.make_ready(&policy).await?;
+        let asks = ready.module.about().asks.as_ref();
+        let not_granted = asks.map(|asks| asked::not_granted(asks, &policy.grants)).unwrap_or_default();
         if preview || same {
-            return Ok(Change { release: None, previous, differences: lines });
+            return Ok(Change { release: None, previous, differences: lines, not_granted });
         }
         let text = serde_json::to_string(&policy).map_err(|_| ShelfError::Damaged(label.to_string()))?;
         let row = NewRelease {
@@ -324,7 +361,7 @@ impl Shelf {
         let release = Release { label: label.clone(), number, policy: Arc::new(policy), ready: Ok(ready), _previous: former };
         self.put_in_force(release);
         tracing::info!(label = %label, release = number, by = author.token, how, "release {number} of label {label} is in force");
-        Ok(Change { release: Some(number), previous, differences: lines })
+        Ok(Change { release: Some(number), previous, differences: lines, not_granted })
     }
 
     /// Names the versions that the policy leaves open, and checks that the ones it names are there and the author's to use.
@@ -389,10 +426,11 @@ impl Shelf {
         let _turn = self.reading.acquire().await.ok();
         let text = self.blobs.get(&version, MANIFEST_BYTES_MAX).await?;
         // A large one takes seconds.
-        let parsed = tokio::task::spawn_blocking(move || Manifest::parse(&text)).await;
-        let manifest = parsed.ok().and_then(Result::ok).ok_or_else(|| ShelfError::Damaged(name.to_string()))?;
+        let prepare = move || Some((pack_manifest(&text).ok()?, Manifest::parse(&text).ok()?));
+        let prepared = tokio::task::spawn_blocking(prepare).await.ok().flatten();
+        let (packed, manifest) = prepared.ok_or_else(|| ShelfError::Damaged(name.to_string()))?;
         let contents = self.segments.of(&manifest).await?;
-        Ok(Bundle::new(name.clone(), manifest, contents))
+        Ok(Bundle::new(name.clone(), manifest, contents).with_packed_manifest(packed))
     }
 
     async fn module(&self, digest: Digest) -> Result<Module, ShelfError> {
@@ -410,9 +448,28 @@ impl Shelf {
             return Ok(module);
         }
         let bytes = self.blobs.get(&digest, MODULE_BYTES_MAX).await?;
-        let module = self.sandbox.compile_known(bytes).await?;
+        let module = match self.sandbox.compile_known(bytes.clone()).await {
+            // It was pushed to another version of this program, which left its runner here.
+            Err(CompileError::NoRunner(runner)) => {
+                self.sandbox.take_runner(self.blobs.get(&runner, MODULE_BYTES_MAX).await?).await?;
+                self.sandbox.compile_known(bytes).await?
+            }
+            other => other?,
+        };
         self.keep(module.clone());
         Ok(module)
+    }
+
+    /// The script that a module is; none if it is a component.
+    ///
+    /// # Errors
+    /// When its bytes can not be had.
+    pub async fn script(&self, digest: Digest) -> Result<Option<Script>, ShelfError> {
+        let bytes = self.blobs.get(&digest, MODULE_BYTES_MAX).await?;
+        if !Script::is(&bytes) {
+            return Ok(None);
+        }
+        Ok(Some(Script::read(&bytes).map_err(CompileError::from)?))
     }
 
     fn keep(&self, module: Module) {
@@ -475,11 +532,19 @@ fn permit(author: &Author, label: &LabelName, before: Option<&Release>, after: &
     if after.launch.controller.is_some() && after.launch.controller != before.launch.controller {
         return forbidden("`launch.controller` is changed; an admin has to apply that".into());
     }
+    if after.launch.node_name != before.launch.node_name {
+        return forbidden("`launch.node_name` is changed; an admin has to apply that".into());
+    }
     // What is launched runs on the machine like what a module runs, so a team's own choice needs the same grant.
-    if let Some(program) = after.launch.command.as_ref().and_then(|command| command.first()) {
-        let granted = after.grants.run.iter().any(|glob| glob.grants("", program) || glob.as_str() == program);
-        if after.launch != before.launch && !granted {
-            return forbidden(format!("`grants.run` does not have `{program}`, which `launch.command` starts"));
+    let command = after.launch.command.as_ref().and_then(|command| command.first());
+    let started = [
+        ("command", command, after.launch != before.launch),
+        ("java", after.launch.java.as_ref(), after.launch.java != before.launch.java),
+    ];
+    for (field, program, is_changed) in started {
+        let Some(program) = program.filter(|_| is_changed) else { continue };
+        if !after.grants.run.iter().any(|glob| glob.grants("", program) || glob.as_str() == program) {
+            return forbidden(format!("`grants.run` does not have `{program}`, which `launch.{field}` starts"));
         }
     }
     Ok(())

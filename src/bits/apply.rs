@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use cap_std::fs::{Dir, File};
 
 use self::kept::Kept;
-use self::local::Local;
+use self::local::{Local, Looks};
 use self::staging::{Staging, Target};
 use self::survey::{Steps, Survey};
 pub use self::switch::Rest;
@@ -37,6 +37,7 @@ use self::whole::Build;
 use super::index::{Index, Moment};
 use super::ledger::{self, Ledger, LedgerError};
 use super::manifest::{Entry, Manifest, ManifestError};
+use super::near::ByPath;
 use super::pack::PackError;
 use super::path::{PathError, TreePath};
 use super::scan::Spot;
@@ -231,20 +232,52 @@ impl Destination<'_> {
         Ok(ledger::settled_as(&trees, self.key, version)?)
     }
 
+    /// Looks at all of the destination, or at what the index knows of it. What can not be looked at is left for the plan, which says why.
+    pub fn ahead(&self, mode: Mode) -> Ahead {
+        let mut ahead = Ahead { since: Moment::now(), known: ByPath::default(), looks: Looks::default() };
+        let top = || {
+            let base = tree::reopen(self.base).ok()?;
+            Walker::new(base).directory(tree_path(self.path).ok()?.as_ref()).ok()??.try_clone().ok()
+        };
+        let Some(top) = top() else { return ahead };
+        let trees = ledger::place(self.state).ok().filter(|_| !self.verify);
+        let index = trees.and_then(|trees| Index::read(&trees, self.key));
+        if self.is_listed(mode) {
+            ahead.looks = Looks::all(&top, &staging::name(self.key)).unwrap_or_default();
+        } else if let Some(index) = &index {
+            ahead.looks = Looks::of(index.paths(), top);
+        }
+        ahead.known = index.map(|index| index.stamps()).unwrap_or_default();
+        ahead
+    }
+
+    /// Whether all that is there is listed: what is deleted is found so. What is protected is not to be listed.
+    fn is_listed(&self, mode: Mode) -> bool {
+        mode == Mode::MirrorDeletingForeign && self.protect.is_none()
+    }
+
     /// Looks at the destination and decides what to do.
+    ///
+    /// # Errors
+    /// As [`plan_with`](Self::plan_with).
+    pub fn plan(&self, manifest: Manifest, rules: Rules) -> Result<Plan, ApplyError> {
+        self.plan_with(manifest, rules, self.ahead(rules.mode), self.ledger()?)
+    }
+
+    /// As [`plan`](Self::plan), with what [`ahead`](Self::ahead) and [`ledger`](Self::ledger) found just before: both can be asked while the
+    /// manifest is still on its way.
     ///
     /// # Errors
     /// If something is in the way that may not be replaced: what the ledger knows may be, with [`Mode::MirrorDeletingForeign`] anything
     /// below the destination may; what the destination itself goes through may never. If the manifest names what is protected. If more
     /// would be removed than `rules` allow. If something can not be read.
-    pub fn plan(&self, manifest: Manifest, rules: Rules) -> Result<Plan, ApplyError> {
-        let since = Moment::now();
+    pub fn plan_with(&self, manifest: Manifest, rules: Rules, ahead: Ahead, ledger: Ledger) -> Result<Plan, ApplyError> {
+        let Ahead { since, known, mut looks } = ahead;
         let destination = tree_path(self.path)?;
         let protect = self.protect.map(tree_path).transpose()?.flatten();
         let base = tree::reopen(self.base).map_err(failed("open", &"."))?;
         let state = tree::reopen(self.state).map_err(failed("open", &"the agent's state"))?;
         let trees = ledger::place(&state)?;
-        let ledger = Ledger::read(&trees, self.key)?;
         let staged = staging::name(self.key);
         let (deepest, way) = find(&base, destination.as_ref())?;
         let exists = way == destination;
@@ -254,15 +287,15 @@ impl Destination<'_> {
         if let Some(dir) = staging.existing() {
             let mut now = exists.then(|| open(&deepest).map(Walker::new)).transpose()?;
             old::recover(dir, self.key, &kept, &ledger, now.as_mut())?;
+            // What that brought back was not there before.
+            looks = Looks::default();
         }
-        let known = match Index::read(&trees, self.key).filter(|_| !self.verify) {
-            Some(index) => index.stamps(),
-            None => HashMap::new(),
-        };
-        // What is deleted is found by listing all; what is protected there is not to be listed.
-        let listed = rules.mode == Mode::MirrorDeletingForeign && protect.is_none();
+        let known = Arc::new(known);
+        if exists && self.is_listed(rules.mode) && !looks.is_all {
+            looks = Looks::all(&deepest, &staged)?;
+        }
         let place = match exists {
-            true => Some(Local::new(open(&deepest)?, known.clone(), &staged, listed)?),
+            true => Some(Local::new(open(&deepest)?, Arc::clone(&known), looks, &staged)?),
             false => None,
         };
         let steps = Survey {
@@ -279,7 +312,8 @@ impl Destination<'_> {
         // What can not be looked at counts as there.
         let is_there =
             |entry: &Entry| exists && now.look(&entry.path).map_or(true, |seen| seen.is_some_and(|seen| ledger::is(entry, &seen)));
-        let after = if rules.mode == Mode::Push { ledger.with(&manifest, is_there)? } else { manifest.clone() };
+        let after = if rules.mode == Mode::Push { Some(ledger.with(&manifest, is_there)?) } else { None };
+        let recorded = after.as_ref().unwrap_or(&manifest);
         let targets = staging::targets(&manifest, &steps.put);
         if let Some(dir) = staging.existing() {
             staging::bring_back(dir, &manifest, &steps.put);
@@ -294,8 +328,8 @@ impl Destination<'_> {
                 awaited: steps.missing.iter().filter_map(|index| manifest.contents().get(*index as usize).copied()).collect(),
                 placed: HashMap::new(),
             }),
-            begun_place: ledger.next_place(&after),
-            is_recorded: ledger.settled() == Some(&after),
+            begun_place: ledger.next_place(recorded),
+            is_recorded: ledger.settled() == Some(recorded),
             whole: None,
             ledger,
             kept,
@@ -315,11 +349,22 @@ impl Destination<'_> {
             since,
             large: Mutex::default(),
             build: None,
+            begun: None,
         };
         plan.whole = plan.can_be_whole(protect.as_ref())?;
         plan.check_case()?;
         Ok(plan)
     }
+}
+
+/// What was found of a destination before it was known what is to be there.
+pub struct Ahead {
+    /// The moment before anything was looked at.
+    since: Moment,
+    /// How the files looked that were known from before.
+    known: ByPath<(u64, tree::Stamp)>,
+    /// What was seen.
+    looks: Looks,
 }
 
 /// What is to be done to bring a destination to what a manifest says.
@@ -330,8 +375,8 @@ pub struct Plan {
     key: String,
     rules: Rules,
     manifest: Manifest,
-    /// What the ledger will say.
-    after: Manifest,
+    /// What the ledger will say, if that is more than the manifest.
+    after: Option<Manifest>,
     /// Whether it says that already.
     is_recorded: bool,
     begun_place: usize,
@@ -348,19 +393,26 @@ pub struct Plan {
     targets: HashMap<Digest, Vec<Target>>,
     taken: Mutex<Taken>,
     /// How the files looked that were known from before.
-    known: HashMap<TreePath, (u64, tree::Stamp)>,
+    known: Arc<ByPath<(u64, tree::Stamp)>>,
     /// The moment before anything was looked at.
     since: Moment,
     /// The large file that was written to last.
     large: Mutex<Option<(Digest, Arc<File>)>>,
     /// The tree that is being put together, once that was begun.
     build: Option<Build>,
+    /// What the ledger is to say, once it was written beside it.
+    begun: Option<File>,
 }
 
 impl Plan {
     /// The contents that are neither at the destination nor staged, as indices into [`Manifest::contents`], ascending.
     pub fn missing(&self) -> &[u32] {
         &self.steps.missing
+    }
+
+    /// What the ledger will say.
+    fn after(&self) -> &Manifest {
+        self.after.as_ref().unwrap_or(&self.manifest)
     }
 
     /// What the destination is to become.
@@ -408,7 +460,7 @@ fn tree_path(path: &Path) -> Result<Option<TreePath>, ApplyError> {
         return Ok(None);
     }
     let shown = super::path::escape(path.as_os_str().as_bytes());
-    TreePath::from_bytes(&bytes).map(Some).map_err(|source| ApplyError::Path { path: shown, source })
+    TreePath::from_bytes(&bytes).map(Some).map_err(|source| ApplyError::Path { path: shown.into_owned(), source })
 }
 
 /// The destination, or the deepest directory on its way that exists, with its path.
@@ -417,7 +469,7 @@ fn find(base: &Dir, destination: Option<&TreePath>) -> Result<(Dir, Option<TreeP
     let mut path: Option<TreePath> = None;
     for component in destination.iter().flat_map(|destination| destination.components()) {
         let step = path.as_ref().map_or_else(|| TreePath::from_bytes(component), |path| path.join(component));
-        let here = step.map_err(|source| ApplyError::Path { path: super::path::escape(component), source })?;
+        let here = step.map_err(|source| ApplyError::Path { path: super::path::escape(component).into_owned(), source })?;
         match tree::look(&dir, component).map_err(failed("look at", &here))? {
             None => return Ok((dir, path)),
             Some(Seen::Directory(_)) => dir = tree::enter(&dir, component).map_err(failed("open", &here))?,

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use cap_std::fs::Dir;
 use tokio::sync::OnceCell;
 
 use super::manifest::{Kind, Manifest};
-use super::pack::{Opener, Packed, Packer, write_end};
+use super::pack::{HEAD_BYTES, Opener, Packed, Packer, write_end};
 use super::scan::Spot;
 use super::tree::{self, Walker};
 use crate::limits::PIECE_BYTES;
@@ -38,6 +38,11 @@ impl Bundle {
         Self { name, version: manifest.version(), manifest: Arc::new(manifest), contents, packed: Arc::default() }
     }
 
+    /// With what [`pack_manifest`] made of its manifest's text, so that no agent waits for that.
+    pub fn with_packed_manifest(self, packed: Bytes) -> Self {
+        Self { packed: Arc::new(OnceCell::from(packed)), ..self }
+    }
+
     /// The manifest as it is sent: its text as one zstd frame. It is made once for all agents.
     ///
     /// # Errors
@@ -45,8 +50,7 @@ impl Bundle {
     pub async fn packed_manifest(&self) -> io::Result<Bytes> {
         let made = self.packed.get_or_try_init(async || {
             let manifest = Arc::clone(&self.manifest);
-            let made = tokio::task::spawn_blocking(move || zstd::bulk::compress(&manifest.to_bytes(), MANIFEST_LEVEL)).await;
-            made.map_err(io::Error::other)?.map(Bytes::from)
+            tokio::task::spawn_blocking(move || pack_manifest(&manifest.to_bytes())).await.map_err(io::Error::other)?
         });
         made.await.cloned()
     }
@@ -71,6 +75,15 @@ impl Bundle {
         }
         Ok(Some(whole))
     }
+}
+
+/// A manifest's text as it is sent: one zstd frame.
+///
+/// # Errors
+/// If it can not be compressed.
+pub fn pack_manifest(text: &[u8]) -> io::Result<Bytes> {
+    // Made in room for the worst case, of which little is needed.
+    zstd::bulk::compress(text, MANIFEST_LEVEL).map(|packed| packed.into_boxed_slice().into())
 }
 
 /// The contents of one version of a bundle; they are named by their index in [`Manifest::contents`].
@@ -216,32 +229,47 @@ impl Reading {
 /// Makes a pack of contents, piece by piece, as fast as the pieces are asked for. Holds little more than one content.
 pub struct Packing {
     reading: Reading,
-    packed: BytesMut,
+    /// What is left of the frame that was begun.
+    frame: Bytes,
     ended: bool,
 }
 
 impl Packing {
     /// Packs these contents of a bundle, by their indices, in whatever order is best. Waits for its turn.
     pub async fn new(bundle: &Bundle, wanted: impl IntoIterator<Item = u32>) -> Self {
-        Self { reading: Reading::new(bundle, wanted).await, packed: BytesMut::new(), ended: false }
+        Self { reading: Reading::new(bundle, wanted).await, frame: Bytes::new(), ended: false }
     }
 
-    /// The next piece of the pack, of at most [`PIECE_BYTES`] and never empty; none after its end.
+    /// The next piece of the pack, of at most [`PIECE_BYTES`] and never empty; none after its end. It comes behind `head`, which is whatever
+    /// the piece travels with: so what was read is copied once and no more.
     ///
     /// # Errors
     /// If a content can not be read. After an error there is no going on.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ContentsError> {
-        while self.packed.len() < PIECE_BYTES && !self.ended {
+    pub async fn next(&mut self, head: &[u8]) -> Result<Option<Bytes>, ContentsError> {
+        let end = head.len() + PIECE_BYTES;
+        let mut piece = BytesMut::with_capacity(end);
+        piece.put_slice(head);
+        while piece.len() < end {
+            if !self.frame.is_empty() {
+                piece.put_slice(&self.frame.split_to((end - piece.len()).min(self.frame.len())));
+                continue;
+            }
+            if self.ended || end - piece.len() < HEAD_BYTES {
+                break;
+            }
             match self.reading.next().await? {
-                Some(packed) => packed.write(&mut self.packed),
+                Some(packed) => {
+                    packed.write_head(&mut piece);
+                    self.frame = packed.frame;
+                }
                 None => {
-                    write_end(&mut self.packed);
+                    write_end(&mut piece);
                     self.ended = true;
                 }
             }
         }
-        let count = self.packed.len().min(PIECE_BYTES);
+        let count = piece.len() - head.len();
         self.reading.bundle.contents.pace(count).await;
-        Ok(Some(self.packed.split_to(count).freeze()).filter(|piece| !piece.is_empty()))
+        Ok(Some(piece.freeze()).filter(|_| count > 0))
     }
 }

@@ -13,6 +13,7 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt as _};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::manifest::{Kind, Manifest};
+use super::near::ByPath;
 use super::path::TreePath;
 use super::tree::{self, Seen, Stamp, Walker};
 use crate::limits::MANIFEST_BYTES_MAX;
@@ -201,8 +202,13 @@ impl Index {
         Ok(true)
     }
 
+    /// The paths that it knows.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &[u8]> {
+        self.records().flatten().map(|record| record.path)
+    }
+
     /// How the files looked of which it may be relied upon.
-    pub(super) fn stamps(&self) -> HashMap<TreePath, (u64, Stamp)> {
+    pub(super) fn stamps(&self) -> ByPath<(u64, Stamp)> {
         let known = self.records().flatten().filter_map(|record| {
             let path = TreePath::from_bytes(record.path).ok()?;
             Some((path, (record.size, record.stamp?)))

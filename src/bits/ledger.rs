@@ -5,7 +5,7 @@
 
 use std::io::{self, Read as _, Write as _};
 
-use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, OpenOptions, OpenOptionsExt as _};
+use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, File, OpenOptions, OpenOptionsExt as _};
 
 use super::manifest::{Entry, Kind, Manifest, ManifestError};
 use super::path::TreePath;
@@ -84,6 +84,10 @@ fn file(key: &str) -> String {
     Digest::of(key.as_bytes()).to_string()
 }
 
+fn beside(key: &str) -> String {
+    format!("{}.new", file(key))
+}
+
 fn begun_file(file: &str, place: usize) -> String {
     format!("{file}.begun.{place}")
 }
@@ -160,19 +164,29 @@ pub(crate) fn is(entry: &Entry, seen: &Seen) -> bool {
     )
 }
 
-/// Writes down, durably, that a destination is about to become this. `place` is [`Ledger::next_place`].
+/// Writes what a destination is about to become beside its ledger, where it says nothing yet.
 ///
 /// # Errors
 /// If it can not be written.
-pub(super) fn begin(trees: &Dir, key: &str, place: usize, manifest: &Manifest) -> Result<(), LedgerError> {
-    let file = file(key);
-    let begun = begun_file(&file, place);
+pub(super) fn write(trees: &Dir, key: &str, manifest: &Manifest) -> Result<File, LedgerError> {
+    let beside = beside(key);
     let write = || {
-        let beside = format!("{file}.new");
         let mut new = trees.open_with(&beside, OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))?;
         new.write_all(&manifest.to_bytes())?;
-        new.sync_all()?;
-        trees.rename(&beside, trees, &begun)?;
+        Ok(new)
+    };
+    write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{beside}"), source })
+}
+
+/// Writes down, durably, that a destination is about to become what was [written](write). `place` is [`Ledger::next_place`].
+///
+/// # Errors
+/// If it can not be written.
+pub(super) fn begin(trees: &Dir, key: &str, place: usize, written: &File) -> Result<(), LedgerError> {
+    let begun = begun_file(&file(key), place);
+    let write = || {
+        written.sync_all()?;
+        trees.rename(beside(key), trees, &begun)?;
         Ok(rustix::fs::fsync(trees)?)
     };
     write().map_err(|source| LedgerError::Write { file: format!("{PLACE}/{begun}"), source })

@@ -19,6 +19,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
+use super::near::Near;
 use super::path::{PathError, TreePath, escape, unescape};
 use crate::limits::{BUNDLE_ENTRIES_MAX, CHUNK_BYTES_MAX, FILE_BYTES_MAX, MANIFEST_BYTES_MAX, PATH_BYTES_MAX};
 use crate::names::Digest;
@@ -117,7 +118,7 @@ pub struct Entry {
 /// A tree: sorted, consistent, within the limits.
 ///
 /// Parents need not be listed; a directory that is not is made with the mode that the machine gives.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Manifest {
     entries: Vec<Entry>,
     contents: Vec<(Digest, u64)>,
@@ -125,7 +126,17 @@ pub struct Manifest {
     files: u64,
     bytes: u64,
     version: Digest,
+    near: Near,
 }
+
+/// One text, one tree.
+impl PartialEq for Manifest {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version
+    }
+}
+
+impl Eq for Manifest {}
 
 impl Manifest {
     /// Makes a manifest of entries in any order.
@@ -167,7 +178,9 @@ impl Manifest {
         if lines.next() != Some(HEAD.as_bytes()) {
             return Err(ManifestError::Head);
         }
-        let (mut entries, mut cut, mut last) = (Vec::new(), Vec::new(), 1);
+        // No more than there are lines, so that nothing is moved while it grows.
+        let lines_max = text.iter().filter(|byte| **byte == b'\n').count();
+        let (mut entries, mut cut, mut last) = (Vec::with_capacity(lines_max.min(BUNDLE_ENTRIES_MAX)), Vec::new(), 1);
         for (line, number) in lines.zip(2..) {
             last = number;
             if let Some(chunk) = line.strip_prefix(b"c ") {
@@ -189,8 +202,8 @@ impl Manifest {
         if entries.len() > BUNDLE_ENTRIES_MAX {
             return Err(ManifestError::TooMany);
         }
-        let (mut indices, mut cuts) = (HashMap::new(), HashMap::new());
-        let (mut contents, mut files, mut bytes): (Vec<(Digest, u64)>, _, _) = (Vec::new(), 0, 0_u64);
+        let (mut indices, mut cuts) = (HashMap::with_capacity(entries.len()), HashMap::new());
+        let (mut contents, mut files, mut bytes): (Vec<(Digest, u64)>, _, _) = (Vec::with_capacity(entries.len()), 0, 0_u64);
         for entry in &entries {
             entry.check()?;
             match &entry.kind {
@@ -221,7 +234,7 @@ impl Manifest {
         if let Some((_, later)) = entries.iter().zip(entries.iter().skip(1)).find(|(one, later)| one.path >= later.path) {
             return Err(ManifestError::Order(later.path.clone()));
         }
-        let mut manifest = Self { entries, contents, indices, files, bytes, version: Digest::from_bytes([0; 32]) };
+        let mut manifest = Self { entries, contents, indices, files, bytes, version: Digest::from_bytes([0; 32]), near: Near::default() };
         manifest.check_parents()?;
         if let Some(version) = version {
             manifest.version = version;
@@ -288,7 +301,7 @@ impl Manifest {
 
     /// The entry of a path.
     pub fn get(&self, path: &TreePath) -> Option<&Entry> {
-        self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok().and_then(|index| self.entries.get(index))
+        self.near.find(&self.entries, |entry| entry.path.cmp(path)).and_then(|index| self.entries.get(index))
     }
 
     /// This tree laid over another: what of the other is not replaced by it and `stays`, and all of it.
@@ -385,7 +398,7 @@ impl Entry {
             b"l" => {
                 let path = field()?;
                 let target = unescape(field()?).ok_or_else(not_understood)?;
-                (Kind::Symlink { target: target.into() }, 0, path)
+                (Kind::Symlink { target: (*target).into() }, 0, path)
             }
             _ => return Err(not_understood()),
         };
@@ -469,8 +482,9 @@ fn octal(field: &[u8]) -> Option<u32> {
 
 /// A digest as it is written: in lower case, without a prefix.
 fn digest(field: &[u8]) -> Option<Digest> {
-    let lower = field.len() == 64 && field.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    std::str::from_utf8(field).ok().filter(|_| lower)?.parse().ok()
+    let mut bytes = [0; 32];
+    let is_digest = !field.iter().any(u8::is_ascii_uppercase) && hex::decode_to_slice(field, &mut bytes).is_ok();
+    is_digest.then(|| Digest::from_bytes(bytes))
 }
 
 /// Whether a symlink's target stays in the tree: it goes up first, no further than the tree goes, and then only down.

@@ -16,7 +16,7 @@ const LEVEL: i32 = 3;
 const END: u8 = 0;
 const CONTENT: u8 = 1;
 /// Bytes of a record before its frame.
-const HEAD_BYTES: usize = 41;
+pub const HEAD_BYTES: usize = 41;
 /// Bytes of a frame: what does not get smaller gets a little larger.
 pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + CHUNK_BYTES_MAX / 128 + 1024;
 
@@ -63,11 +63,16 @@ impl Packed {
     /// Appends its record to a stream.
     pub fn write(&self, stream: &mut BytesMut) {
         stream.reserve(self.record_bytes());
+        self.write_head(stream);
+        stream.put_slice(&self.frame);
+    }
+
+    /// Appends what comes before the frame in its record: [`HEAD_BYTES`].
+    pub fn write_head(&self, stream: &mut BytesMut) {
         stream.put_u8(CONTENT);
         stream.put_slice(self.digest.as_bytes());
         stream.put_u32_le(self.size);
         stream.put_u32_le(u32::try_from(self.frame.len()).unwrap_or(u32::MAX));
-        stream.put_slice(&self.frame);
     }
 }
 

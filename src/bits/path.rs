@@ -1,5 +1,6 @@
 //! Paths inside of a tree, as raw bytes: what Unix allows as a name need not be UTF-8.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -142,7 +143,11 @@ fn plain(byte: u8) -> bool {
 }
 
 /// Bytes as printable ASCII without a space.
-pub(crate) fn escape(bytes: &[u8]) -> String {
+pub(crate) fn escape(bytes: &[u8]) -> Cow<'_, str> {
+    // Most need nothing, and there are many.
+    if let Some(text) = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(plain)) {
+        return text.into();
+    }
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {
         if plain(byte) {
@@ -154,11 +159,14 @@ pub(crate) fn escape(bytes: &[u8]) -> String {
             }
         }
     }
-    text
+    text.into()
 }
 
 /// The bytes that [`escape`] made this text of; none if it did not.
-pub(crate) fn unescape(text: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn unescape(text: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if text.iter().copied().all(plain) {
+        return Some(text.into());
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.iter().copied();
     while let Some(byte) = rest.next() {
@@ -179,7 +187,7 @@ pub(crate) fn unescape(text: &[u8]) -> Option<Vec<u8>> {
         }
         bytes.push(escaped);
     }
-    Some(bytes)
+    Some(bytes.into())
 }
 
 #[cfg(test)]

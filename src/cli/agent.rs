@@ -123,6 +123,7 @@ fn show(detail: &AgentDetail, output: &mut Output) -> Result<(), CliError> {
         ("labels", agent.labels.join(",")),
         ("releases", releases(agent)),
         ("launched", agent.launched.clone().unwrap_or_default()),
+        ("node", agent.node.as_ref().map(|node| format!("{} at {}: {}", node.name, node.controller, node.state)).unwrap_or_default()),
         ("executors", agent.executors.to_string()),
         ("root", agent.root.clone()),
         ("address", agent.address.clone().unwrap_or_default()),

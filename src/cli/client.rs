@@ -119,6 +119,11 @@ impl Client {
         String::from_utf8(answer).map_err(|_| ClientError::Answer("it is no UTF-8".into()))
     }
 
+    /// Asks for bytes of a kind, at most `bytes_max` of them.
+    pub(crate) async fn get_raw(&self, path: &[&str], accept: &'static str, bytes_max: usize) -> Result<Vec<u8>, ClientError> {
+        self.get_bytes(path, &[], accept, bytes_max).await
+    }
+
     /// Asks for all rows of a listing, page after page, or for at most `limit`.
     pub(crate) async fn list<T: DeserializeOwned>(
         &self,

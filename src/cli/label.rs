@@ -1,12 +1,14 @@
 //! `muster label`: what the server does for a label. Whatever takes effect is shown first.
 
+mod edit;
+
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Style};
 use reqwest::Method;
 use serde::Serialize;
 
-use crate::api::{Applied, Label, LabelDetail, Release, Rollback, Swap};
+use crate::api::{Applied, Asks, Label, LabelDetail, Release, Rollback, Swap};
 use crate::cli::client::Client;
 use crate::cli::output::{Output, counts};
 use crate::cli::pinned::Pinned;
@@ -56,6 +58,14 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Opens the script of the label's module in an editor, shows what differs, and puts it in force after asking
+    Edit {
+        /// The label
+        label: LabelName,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Puts an earlier release in force again; shows what changes and asks before
     Rollback {
         /// The label
@@ -80,9 +90,9 @@ pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) 
         }
         Command::Swap { label, module, yes } => {
             let digest = module.digest("modules", "digest", client).await?;
-            let body = Swap { module: ModuleRef { name: module.name, digest }.to_string() };
-            Box::pin(change(vec![Change { label, method: Method::POST, verb: Some("swap"), body }], yes, client, output)).await
+            Box::pin(change(vec![Change::swap(label, ModuleRef { name: module.name, digest })], yes, client, output)).await
         }
+        Command::Edit { label, yes } => Box::pin(edit::run(label, yes, client, output)).await,
         Command::Rollback { label, to, yes } => {
             let body = Rollback { to };
             Box::pin(change(vec![Change { label, method: Method::POST, verb: Some("rollback"), body }], yes, client, output)).await
@@ -108,13 +118,14 @@ pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) 
         Command::History { label, limit } => {
             let what = format!("list the releases of {label}");
             let releases: Vec<Release> = client.list(&["labels", label.as_str(), "releases"], &[], limit).await.map_err(doing(what))?;
-            output.listing(&releases, ["RELEASE", "MADE", "BY", "HOW", "MODULE"], |output, release| {
+            output.listing(&releases, ["RELEASE", "MADE", "BY", "HOW", "MODULE", "NOT GRANTED"], |output, release| {
                 [
                     release.release.to_string(),
                     output.age(release.made_us),
                     release.made_by.clone(),
                     release.how.clone(),
                     module_of(release, output),
+                    release.not_granted.join(", "),
                 ]
             })
         }
@@ -132,6 +143,12 @@ struct Change<B> {
 impl Change<LabelPolicy> {
     fn apply((label, body): (LabelName, LabelPolicy)) -> Self {
         Self { label, method: Method::PUT, verb: None, body }
+    }
+}
+
+impl Change<Swap> {
+    fn swap(label: LabelName, module: ModuleRef) -> Self {
+        Self { label, method: Method::POST, verb: Some("swap"), body: Swap { module: module.to_string() } }
     }
 }
 
@@ -177,10 +194,10 @@ async fn change<B: Serialize>(changes: Vec<Change<B>>, yes: bool, client: &Clien
 
 fn show_changes(applied: &Applied, output: &mut Output) -> Result<(), CliError> {
     let agents = if applied.agents == 1 { "1 agent".into() } else { format!("{} agents", applied.agents) };
-    if applied.changes.is_empty() {
-        return output.note(Style::new(), &format!("{}: nothing changes", applied.label));
+    match applied.changes.is_empty() {
+        true => output.note(Style::new(), &format!("{}: nothing changes", applied.label))?,
+        false => output.note(HEADING, &format!("{}: {agents}", applied.label))?,
     }
-    output.note(HEADING, &format!("{}: {agents}", applied.label))?;
     for line in &applied.changes {
         let style = match line.chars().next() {
             Some('+') => AnsiColor::Green.on_default(),
@@ -189,7 +206,8 @@ fn show_changes(applied: &Applied, output: &mut Output) -> Result<(), CliError> 
         };
         output.note(style, &format!("  {line}"))?;
     }
-    Ok(())
+    let lacking = |line| output.note(AnsiColor::Red.on_default().bold(), &format!("  ! the module asks for {line}, which is not granted"));
+    applied.not_granted.iter().try_for_each(lacking)
 }
 
 fn in_force(applied: &Applied) -> String {
@@ -214,6 +232,10 @@ fn show(label: &LabelDetail, output: &mut Output) -> Result<(), CliError> {
         // A newer server's policy may have what this program does not know.
         Err(_) => output.value(&label.release.policy),
     }?;
+    if let Some(asks) = &label.release.asks {
+        output.line("")?;
+        show_asks(asks, &label.release.not_granted, output)?;
+    }
     if label.images.is_empty() {
         return Ok(());
     }
@@ -229,6 +251,21 @@ fn show(label: &LabelDetail, output: &mut Output) -> Result<(), CliError> {
             output.age(image.last_boot_us),
         ]
     })
+}
+
+/// What a module asks for, held against what is granted.
+fn show_asks(asks: &Asks, not_granted: &[String], output: &mut Output) -> Result<(), CliError> {
+    output.styled(HEADING, "what the module asks for")?;
+    for (kind, items) in asks.kinds() {
+        for item in items {
+            let line = format!("grants.{kind} {item}");
+            match not_granted.contains(&line) {
+                true => output.styled(AnsiColor::Red.on_default().bold(), &format!("{line}: not granted"))?,
+                false => output.line(&format!("{line}: granted"))?,
+            }
+        }
+    }
+    Ok(())
 }
 
 fn module_of(release: &Release, output: &Output) -> String {
@@ -247,7 +284,7 @@ mod tests {
 
     fn applied(changes: &[&str]) -> Applied {
         let changes = changes.iter().map(ToString::to_string).collect();
-        Applied { label: "linux".into(), release: Some(5), previous: Some(4), changes, agents: 12 }
+        Applied { label: "linux".into(), release: Some(5), previous: Some(4), changes, not_granted: Vec::new(), agents: 12 }
     }
 
     #[test]
@@ -257,6 +294,8 @@ mod tests {
         assert_eq!(text.take(), "linux: 12 agents\n  ~ module: a → b\n  + grants.run /bin/sh: yes\n");
         show_changes(&applied(&[]), &mut out).unwrap();
         assert_eq!(text.take(), "linux: nothing changes\n");
+        show_changes(&Applied { not_granted: vec!["grants.run /bin/df".into()], ..applied(&[]) }, &mut out).unwrap();
+        assert!(text.take().ends_with("  ! the module asks for grants.run /bin/df, which is not granted\n"));
         assert_eq!(in_force(&applied(&[])), "linux: release 5 is in force, before it 4");
     }
 
@@ -270,7 +309,17 @@ mod tests {
     #[test]
     fn a_label_is_shown_with_its_policy_and_the_cost_of_its_images() {
         let policy = serde_json::json!({ "team": "media", "module": format!("base@sha256:{}", "ab".repeat(32)), "bundles": ["tools"] });
-        let release = Release { label: "linux".into(), release: 4, made_us: NOW_US, made_by: "t1".into(), how: "applied".into(), policy };
+        let asks = Asks { run: vec!["/bin/df".into()], write: vec!["cache/**".into()], ..Asks::default() };
+        let release = Release {
+            label: "linux".into(),
+            release: 4,
+            made_us: NOW_US,
+            made_by: "t1".into(),
+            how: "applied".into(),
+            policy,
+            asks: Some(asks),
+            not_granted: vec!["grants.run /bin/df".into()],
+        };
         let agents = [("ready".to_owned(), 3), ("failed".to_owned(), 0)].into();
         let cost = |image: Option<&str>, boots, bytes_per_boot, seconds_per_boot| ImageCost {
             image: image.map(Into::into),
@@ -287,6 +336,8 @@ mod tests {
         show(&label, &mut out).unwrap();
         let text = text.take();
         assert!(text.contains("agents   3 ready\n") && text.contains("\nbundles tools: yes\n"), "{text}");
+        let asked = "\nwhat the module asks for\ngrants.run /bin/df: not granted\ngrants.write cache/**: granted\n";
+        assert!(text.contains(asked), "{text}");
         let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         let told = [
             "what a boot was sent on average since 2025-12-25 00:00:00 because its image lacked it, by image",

@@ -178,12 +178,17 @@ impl Output {
         if self.terminal { digits.chars().take(12).collect() } else { format!("sha256:{digits}") }
     }
 
+    /// Whether there is somebody to ask.
+    pub(crate) fn can_ask() -> bool {
+        std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    }
+
     /// Asks a person a question to be answered with yes or no. No answer is a no.
     ///
     /// # Errors
     /// When there is no terminal to ask on.
     pub(crate) fn ask(&mut self, question: &str) -> Result<bool, CliError> {
-        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        if !Self::can_ask() {
             return Err(CliError::usage("this asks before it takes effect, and there is no terminal to ask on", "pass --yes"));
         }
         self.sink.flush()?;

@@ -1,4 +1,4 @@
-//! `muster run`: what runs there were, and what they said, while they say it too.
+//! `muster run`: what runs there were, what they said, while they say it too, and doing them again.
 
 use clap::builder::styling::Style;
 use tokio::time::sleep;
@@ -7,7 +7,7 @@ use crate::api::{LogLine, Run};
 use crate::cli::agent::list_runs;
 use crate::cli::client::{Client, ClientError};
 use crate::cli::output::Output;
-use crate::cli::{CliError, doing, id};
+use crate::cli::{CliError, doing, export, id, replay};
 use crate::limits::{ANSWER_BYTES_MAX, FOLLOW_TRIES, RECONNECT_FIRST, RECONNECT_MAX};
 use crate::names::{AgentName, LabelName};
 
@@ -41,31 +41,40 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Does a run again with what its journal answers, here and on no agent
+    Replay(replay::Args),
+    /// Writes what was recorded of runs to a file, to be replayed where no server is
+    Export(export::Args),
 }
 
-/// Does it.
-pub(crate) async fn run(command: Command, client: &Client, output: &mut Output) -> Result<(), CliError> {
+/// Does it. A replay may need no server.
+pub(crate) async fn run(command: Command, client: impl FnOnce() -> Result<Client, CliError>, output: &mut Output) -> Result<(), CliError> {
     match command {
+        Command::Replay(args) => Box::pin(replay::run(args, client, output)).await,
+        Command::Export(args) => Box::pin(export::run(args, &client()?, output)).await,
         Command::Ls { agent, label, limit } => {
             let query = [("agent", agent.map(|agent| agent.to_string())), ("label", label.map(|label| label.to_string()))];
-            let runs: Vec<Run> = client.list(&["runs"], &query, limit).await.map_err(doing("list the runs"))?;
+            let runs: Vec<Run> = client()?.list(&["runs"], &query, limit).await.map_err(doing("list the runs"))?;
             list_runs(&runs, output)
         }
         Command::Show { id } => {
-            let run: Run = client.get(&["runs", &id], &[]).await.map_err(doing(format!("show the run {id}")))?;
+            let run: Run = client()?.get(&["runs", &id], &[]).await.map_err(doing(format!("show the run {id}")))?;
             if output.json() { output.value(&run) } else { show(&run, output) }
         }
-        Command::Logs { id, follow: true } => Box::pin(follow(&id, client, output)).await,
+        Command::Logs { id, follow: true } => Box::pin(follow(&id, &client()?, output)).await,
         Command::Logs { id, follow: false } if output.json() => {
+            let client = client()?;
             let run: Run = client.get(&["runs", &id], &[]).await.map_err(doing(format!("show the run {id}")))?;
             if run.ended_us.is_none() {
                 return Err(CliError::usage(format!("the run {id} still goes on, so that its log has no end yet"), "add --follow"));
             }
-            Box::pin(follow(&id, client, output)).await
+            Box::pin(follow(&id, &client, output)).await
         }
         Command::Logs { id, follow: false } => {
-            let text =
-                client.get_text(&["runs", &id, "log"], ANSWER_BYTES_MAX).await.map_err(doing(format!("read the log of the run {id}")))?;
+            let text = client()?
+                .get_text(&["runs", &id, "log"], ANSWER_BYTES_MAX)
+                .await
+                .map_err(doing(format!("read the log of the run {id}")))?;
             text.lines().try_for_each(|line| output.line(line))
         }
     }

@@ -13,14 +13,15 @@ use crate::agent::Signals;
 use crate::api::LogLine;
 use crate::bits::contents::{Bundle, DirectoryContents};
 use crate::bits::scan::scan;
-use crate::cli::CliError;
 use crate::cli::output::Output;
-use crate::journal::{self, Asked, Entry, Taken};
+use crate::cli::{CliError, module_file, program};
+use crate::journal::{self, Asked, Entry, Recorder, Taken};
 use crate::link::local::Local;
 use crate::machine::exec::Environment;
 use crate::machine::root::Root;
 use crate::names::BundleName;
 use crate::policy::{LabelPolicy, parse_file};
+use crate::sandbox::compiler::Compiler;
 use crate::sandbox::{Outcome, Registration, RunInputs, Sandbox, Verdict};
 
 /// The policy of a trial: everything that this machine's user may do is granted, and writing stays below the root all the same.
@@ -43,6 +44,13 @@ pub(crate) struct Args {
     /// The directory that stands for the agent's root; the module writes below it and nowhere else
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
+    #[command(flatten)]
+    given: Given,
+}
+
+/// What a module is given besides its root, where no policy and no server says it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Given {
     /// A bundle, from a directory
     #[arg(long, value_name = "NAME=DIR", value_parser = pair::<BundleName>)]
     bundle: Vec<(BundleName, String)>,
@@ -79,24 +87,14 @@ struct Used {
 
 /// Runs a module against a directory of this machine.
 pub(crate) async fn run(args: Args, output: &mut Output) -> Result<(), CliError> {
-    twice("--bundle", args.bundle.iter().map(|(name, _)| name.as_str()))?;
-    twice("--set", args.set.iter().map(|(name, _)| name.as_str()))?;
-    let bytes = std::fs::read(&args.file).map_err(|error| CliError::failed(format!("read {}", args.file.display()), error))?;
-    let sandbox = Sandbox::new(None, 1).map_err(|error| CliError::failed("start the sandbox", error))?;
+    let trial = Trial::new(&args.root, &args.given)?;
+    let bytes = module_file::read(&args.file)?;
+    let sandbox = Sandbox::new(compiler(), 1).map_err(|error| CliError::failed("start the sandbox", error))?;
     let what = format!("use {}", args.file.display());
-    let module = sandbox.compile(bytes.into()).await.map_err(|error| CliError::failed(what, error))?;
-    let root = Root::open(&args.root, &[]).map_err(|error| CliError::failed(format!("open {}", args.root.display()), error))?;
-    let shown_root = root.path().display().to_string();
+    let module = sandbox.compile(bytes).await.map_err(|error| CliError::failed(what, error))?;
+    let shown_root = trial.registration.root.clone();
     let (recorder, records) = journal::channel();
-    let inputs = RunInputs {
-        registration: registration(root.path()),
-        policy: Arc::new(policy(&args)?),
-        bundles: bundles(&args)?,
-        secrets: None,
-        #[expect(clippy::disallowed_methods, reason = "this is the room that reads the environment")]
-        link: Arc::new(Local::new(root, Environment::read(|name| std::env::var_os(name)))),
-        recorder,
-    };
+    let inputs = trial.inputs(recorder);
     let began = std::time::Instant::now();
     let mut used = Used::default();
     let mut signals = Signals::new().map_err(|error| CliError::failed("listen for signals", error))?;
@@ -117,11 +115,59 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<(), CliError>
     };
     tell(records.take(), &mut used, &shown_root, output)?;
     let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let lacking: Vec<&String> = used.bundles.iter().filter(|name| !args.bundle.iter().any(|(given, _)| given.as_str() == *name)).collect();
+    let lacking: Vec<&String> =
+        used.bundles.iter().filter(|name| !args.given.bundle.iter().any(|(given, _)| given.as_str() == *name)).collect();
     for name in lacking {
         output.aside(&format!("the module opens the bundle `{name}`; `--bundle {name}=DIR` gives it one"))?;
     }
     finish(outcome, milliseconds, used, output)
+}
+
+/// The compiler of a trial: as the server has it, so that what takes too much is told here already, and a module that was tried before is
+/// not compiled again. Without a directory for its cache there is none, and each trial compiles.
+fn compiler() -> Option<Compiler> {
+    #[expect(clippy::disallowed_methods, reason = "this is the room that reads the environment")]
+    let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")))?;
+    let cache = caches.join("muster/compiled");
+    std::fs::create_dir_all(&cache).ok()?;
+    Some(Compiler { program: program().ok()?, cache })
+}
+
+/// What the runs of a module on this machine have in common.
+pub(super) struct Trial {
+    pub(super) registration: Registration,
+    policy: Arc<LabelPolicy>,
+    bundles: BTreeMap<BundleName, Bundle>,
+    link: Arc<Local>,
+}
+
+impl Trial {
+    /// Opens the root and the bundles.
+    pub(super) fn new(root: &Path, given: &Given) -> Result<Self, CliError> {
+        twice("--bundle", given.bundle.iter().map(|(name, _)| name.as_str()))?;
+        twice("--set", given.set.iter().map(|(name, _)| name.as_str()))?;
+        let opened = Root::open(root, &[]).map_err(|error| CliError::failed(format!("open {}", root.display()), error))?;
+        Ok(Self {
+            registration: registration(opened.path()),
+            policy: Arc::new(policy(given)?),
+            bundles: bundles(given)?,
+            #[expect(clippy::disallowed_methods, reason = "this is the room that reads the environment")]
+            link: Arc::new(Local::new(opened, Environment::read(|name| std::env::var_os(name)))),
+        })
+    }
+
+    /// What one run is given.
+    pub(super) fn inputs(&self, recorder: Recorder) -> RunInputs {
+        RunInputs {
+            registration: self.registration.clone(),
+            policy: Arc::clone(&self.policy),
+            bundles: self.bundles.clone(),
+            secrets: None,
+            link: self.link.clone(),
+            recorder,
+        }
+    }
 }
 
 fn twice<'a>(option: &str, names: impl Iterator<Item = &'a str>) -> Result<(), CliError> {
@@ -147,15 +193,15 @@ fn registration(root: &Path) -> Registration {
     }
 }
 
-fn policy(args: &Args) -> Result<LabelPolicy, CliError> {
+fn policy(given: &Given) -> Result<LabelPolicy, CliError> {
     let policy = parse_file(POLICY).ok().and_then(|policies| policies.into_values().next());
     let policy = policy.ok_or_else(|| CliError::failed("try the module", "its policy can not be read"))?;
-    Ok(LabelPolicy { settings: args.set.iter().cloned().collect(), ..policy })
+    Ok(LabelPolicy { settings: given.set.iter().cloned().collect(), ..policy })
 }
 
-fn bundles(args: &Args) -> Result<BTreeMap<BundleName, Bundle>, CliError> {
+fn bundles(given: &Given) -> Result<BTreeMap<BundleName, Bundle>, CliError> {
     let mut bundles = BTreeMap::new();
-    for (name, path) in &args.bundle {
+    for (name, path) in &given.bundle {
         let what = format!("read {path}");
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| CliError::failed(what.clone(), error))?;
         let (manifest, spots) = scan(&dir, &mut |_| {}).map_err(|error| CliError::failed(what, error))?;

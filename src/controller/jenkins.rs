@@ -6,7 +6,9 @@
 //! caller looks before it asks again.
 
 mod ask;
+pub mod jar;
 mod node;
+pub mod start;
 mod words;
 mod xml;
 

@@ -7,7 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use crate::api::{Act, Agent as Shown, AgentDetail, AgentState, Baked, BakedState, LinkKind, Page, Run};
+use crate::api::{Act, Agent as Shown, AgentDetail, AgentNode, AgentState, Baked, BakedState, LinkKind, Page, Run};
+use crate::controller::nodes::Kept;
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::problem::{Chain, Fault};
@@ -24,9 +25,10 @@ use crate::store::runs::RunFilter;
 /// Runs in an agent's detail.
 const RUNS_SHOWN: u32 = 10;
 
-pub(crate) fn shown(view: View) -> Shown {
+pub(crate) fn shown(app: &App, view: View) -> Shown {
     let View { row, claims, session, launched, seen_us } = view;
     Shown {
+        node: app.nodes.current(&row.id).map(|kept| node(app, &kept)),
         id: row.id,
         name: row.name.to_string(),
         labels: row.labels.iter().map(ToString::to_string).collect(),
@@ -54,6 +56,23 @@ pub(crate) fn shown(view: View) -> Shown {
             }
         }),
     }
+}
+
+/// What a controller said last of a node.
+pub(crate) fn node(app: &App, kept: &Kept) -> AgentNode {
+    let controller = &kept.controller.name;
+    let state = match (app.nodes.problem(controller), app.nodes.look_at(controller)) {
+        (Some(problem), _) => format!("unknown: {problem}"),
+        (None, None) => "unknown: its controller was not asked yet".into(),
+        (None, Some(look)) => match look.nodes.get(kept.name.as_str()) {
+            None => "missing".into(),
+            Some(node) if node.is_offline && node.reason.is_empty() => "offline".into(),
+            Some(node) if node.is_offline => format!("offline: {}", node.reason),
+            Some(node) if node.is_idle => "online".into(),
+            Some(_) => "online, a build runs".into(),
+        },
+    };
+    AgentNode { controller: controller.to_string(), name: kept.name.to_string(), state }
 }
 
 /// An agent that is gone, from its row alone.
@@ -91,7 +110,8 @@ pub(crate) async fn list(State(app): State<App>, person: Person, Asked(which): A
                 labels.as_ref().is_none_or(|labels| row.team == person.0.team || row.labels.iter().any(|label| labels.contains(label)));
             own && which.label.as_ref().is_none_or(|label| row.labels.contains(label))
         };
-        let items = rows.items.into_iter().filter(mine).map(|row| view_gone(row).map(shown)).collect::<Result<_, _>>()?;
+        let items =
+            rows.items.into_iter().filter(mine).map(|row| view_gone(row).map(|view| shown(&app, view))).collect::<Result<_, _>>()?;
         return Ok(axum::Json(Page { items, next: rows.next }));
     }
     let after: Option<AgentName> = page
@@ -109,7 +129,7 @@ pub(crate) async fn list(State(app): State<App>, person: Person, Asked(which): A
     let more = agents.len() > limit;
     agents.truncate(limit);
     let next = agents.last().filter(|_| more).map(|agent| agent.name().to_string());
-    Ok(axum::Json(Page { items: agents.iter().map(|agent| shown(agent.view())).collect(), next }))
+    Ok(axum::Json(Page { items: agents.iter().map(|agent| shown(&app, agent.view())).collect(), next }))
 }
 
 /// The living agent of a name, if it is the caller's.
@@ -143,7 +163,7 @@ pub(crate) async fn show(State(app): State<App>, person: Person, Name(name): Nam
     let runs = app.store.runs(&filter, &page(None, Some(RUNS_SHOWN))).await?;
     let runs = runs.items.into_iter().map(Run::from).collect();
     let baked = baked(&app, &person, &view).await;
-    Ok(axum::Json(AgentDetail { agent: shown(view), events, runs, baked }))
+    Ok(axum::Json(AgentDetail { agent: shown(&app, view), events, runs, baked }))
 }
 
 /// What was in an agent's image, beside what is wanted there.
@@ -232,10 +252,11 @@ pub(crate) async fn provision(
 ) -> Result<axum::Json<Shown>, Fault> {
     let agent = find(&app, &person, &name)?;
     app.provision.ask(&agent, cause(&person, "to be provisioned again, asked", act)?).await?;
-    Ok(axum::Json(shown(agent.view())))
+    Ok(axum::Json(shown(&app, agent.view())))
 }
 
-/// Drains an agent: what was launched is ended, and nothing is started until it is provisioned again.
+/// Drains an agent: what was launched is ended, and nothing is started until it is provisioned again. At a controller its node takes no more
+/// builds from then on, and those that run come to their end first.
 #[utoipa::path(
     post, path = "/v1/agents/{name}/drain", tag = "agents", params(("name" = String, Path)), request_body = Act,
     responses((status = 200, body = Shown), (status = "4XX", body = crate::api::Problem))
@@ -250,7 +271,7 @@ pub(crate) async fn drain(
     halt(&app, &agent, AgentState::Draining, cause(&person, "drained", act)?).await
 }
 
-/// Quarantines an agent: as draining, and it stays so when its program is started anew.
+/// Quarantines an agent: as draining, but at once, builds or not, and it stays so when its program is started anew.
 #[utoipa::path(
     post, path = "/v1/agents/{name}/quarantine", tag = "agents", params(("name" = String, Path)), request_body = Act,
     responses((status = 200, body = Shown), (status = "4XX", body = crate::api::Problem))
@@ -267,6 +288,10 @@ pub(crate) async fn quarantine(
 
 async fn halt(app: &App, agent: &Arc<Agent>, state: AgentState, cause: String) -> Result<axum::Json<Shown>, Fault> {
     let told = cause.clone();
+    let node = app.nodes.current(agent.id()).filter(|kept| kept.row().made_us.is_some());
+    // Of one whose link is not open it is not known whether its program runs.
+    let runs = matches!(agent.view().launched, Some(Launched::Running { .. }) | None);
+    agent.finishes(node.is_some() && runs);
     let halted = app.roster.change(agent, |row| {
         let drains_quarantined = row.state == AgentState::Quarantined && state == AgentState::Draining;
         if drains_quarantined || row.state == AgentState::Gone {
@@ -290,14 +315,16 @@ async fn halt(app: &App, agent: &Arc<Agent>, state: AgentState, cause: String) -
     }
     agent.end();
     match agent.link() {
+        // What is built there comes to its end first, and the clockwork sees to that.
+        _ if agent.is_finishing() => {}
         // One that is cut off just now is told when it is back, with its link's first word.
         Some(link) => drop(link.drain(&told).await),
         None => agent.want_session(),
     }
-    Ok(axum::Json(shown(agent.view())))
+    Ok(axum::Json(shown(app, agent.view())))
 }
 
-/// Removes an agent: its credential is revoked and its name is free. If it is dialled, the host key that was trusted at its first use is
+/// Removes an agent: its credential is revoked and its name is free. Its nodes are removed at their controllers. If it is dialled, the host key that was trusted at its first use is
 /// forgotten.
 #[utoipa::path(
     delete, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), request_body = Act,
@@ -311,6 +338,8 @@ pub(crate) async fn remove(
 ) -> Result<StatusCode, Fault> {
     let agent = find(&app, &person, &name)?;
     let cause = cause(&person, "removed", act)?;
+    // Also those that its policy keeps: whoever removes an agent wants nothing left of it.
+    app.nodes.leave(agent.id(), None).await?;
     app.roster.give_up(&agent, &cause, |row| row.state != AgentState::Gone).await?;
     let claims = agent.view().claims;
     if let (LinkKind::Ssh, Some(Ok(host))) = (claims.link, claims.address.as_deref().map(str::parse::<Host>)) {

@@ -285,7 +285,7 @@ pub(crate) async fn send(
 /// Gives a pack to whoever reads it, as long as they do. One that is cut off lacks its end, by which that is seen.
 async fn give(mut packing: Packing, reader: &mpsc::Sender<std::io::Result<Bytes>>) {
     loop {
-        let piece = match packing.next().await {
+        let piece = match packing.next(&[]).await {
             Ok(Some(piece)) => Ok(piece),
             Ok(None) => return,
             Err(error) => {

@@ -2,10 +2,10 @@
 
 use axum::extract::State;
 
-use crate::api::{AgentState, Because, Explanation, LinkKind};
+use crate::api::{AgentNode, AgentState, Because, Explanation, LinkKind};
 use crate::http::App;
 use crate::http::access::Person;
-use crate::http::agents::find;
+use crate::http::agents::{find, node};
 use crate::http::problem::Fault;
 use crate::http::receive::{Name, page};
 use crate::journal::now_us;
@@ -32,6 +32,11 @@ pub(crate) async fn explain(State(app): State<App>, person: Person, Name(name): 
     let mut because = Vec::new();
     for label in &view.row.labels {
         because.push(label_told(&app, &view, label));
+    }
+    for kept in app.nodes.of(agent.id()) {
+        let AgentNode { controller, name, state } = node(&app, &kept);
+        let goes = if kept.row().leaving_us.is_some() { ", and is to go" } else { "" };
+        because.push(told(None, format!("it is node `{name}` at controller `{controller}`, which is {state}{goes}")));
     }
     if !view.session && view.row.state != AgentState::Lost {
         because.push(told(

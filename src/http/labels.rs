@@ -16,22 +16,9 @@ use crate::limits::BOOTS_KEPT;
 use crate::names::LabelName;
 use crate::policy::{LabelPolicy, ModuleRef};
 use crate::roster::Why;
-use crate::shelf::{self, Change, ShelfError};
+use crate::shelf::{self, Change, ShelfError, asked};
 use crate::store::boots::ImageRow;
 use crate::store::labels::ReleaseRow;
-
-impl From<ReleaseRow> for Release {
-    fn from(row: ReleaseRow) -> Self {
-        Self {
-            label: row.label.to_string(),
-            release: row.release,
-            made_us: row.made_us,
-            made_by: row.made_by,
-            how: row.how,
-            policy: serde_json::from_str(&row.policy).unwrap_or_default(),
-        }
-    }
-}
 
 impl From<ImageRow> for ImageCost {
     fn from(row: ImageRow) -> Self {
@@ -123,6 +110,7 @@ fn applied(app: &App, label: &LabelName, change: Result<Change, ShelfError>) -> 
         release: change.release,
         previous: change.previous,
         changes: change.differences,
+        not_granted: change.not_granted,
         agents,
     }))
 }
@@ -180,7 +168,32 @@ pub(crate) async fn releases(
 ) -> Result<axum::Json<Page<Release>>, Fault> {
     find(&app, &person, &label)?;
     let rows = app.store.releases(&label, &page(asked.cursor, asked.limit)).await?;
-    Ok(axum::Json(Page { items: rows.items.into_iter().map(Release::from).collect(), next: rows.next }))
+    let mut items = Vec::new();
+    for row in rows.items {
+        items.push(told(&app, row).await?);
+    }
+    Ok(axum::Json(Page { items, next: rows.next }))
+}
+
+/// A recorded release, with what its module asks for.
+async fn told(app: &App, row: ReleaseRow) -> Result<Release, Fault> {
+    let policy = serde_json::from_str::<LabelPolicy>(&row.policy).ok();
+    let pinned = policy.as_ref().and_then(|policy| Some((&policy.module.name, policy.module.digest?)));
+    let asks = match pinned {
+        Some((name, digest)) => app.store.module(name, &digest).await?.and_then(|module| module.asks),
+        None => None,
+    };
+    let not_granted = asks.as_ref().zip(policy.as_ref()).map(|(asks, policy)| asked::not_granted(asks, &policy.grants)).unwrap_or_default();
+    Ok(Release {
+        label: row.label.to_string(),
+        release: row.release,
+        made_us: row.made_us,
+        made_by: row.made_by,
+        how: row.how,
+        policy: serde_json::from_str(&row.policy).unwrap_or_default(),
+        asks,
+        not_granted,
+    })
 }
 
 /// The release in force of a label, if it is the caller's to see.
@@ -198,5 +211,5 @@ async fn shown(app: &App, label: &LabelName, counts: BTreeMap<AgentState, u64>) 
     let release = app.shelf.release(label).ok_or_else(|| unknown(label))?;
     let row = app.store.release(label, release.number).await?.ok_or_else(|| unknown(label))?;
     let agents = counts.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect();
-    Ok(Label { label: label.to_string(), team: release.policy.team.to_string(), release: row.into(), agents })
+    Ok(Label { label: label.to_string(), team: release.policy.team.to_string(), release: told(app, row).await?, agents })
 }

@@ -5,13 +5,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use crate::api::{Module, Page};
+use crate::api::{Module, ModuleKind, Page, ScriptText};
 use crate::http::App;
 use crate::http::access::Person;
 use crate::http::problem::Fault;
 use crate::http::receive::{Asked, Name, Names, Paging, body, page};
-use crate::limits::MODULE_BYTES_MAX;
-use crate::names::{Digest, ModuleName, TeamName};
+use crate::limits::{MODULE_BYTES_MAX, SCRIPT_BYTES_MAX};
+use crate::names::{Digest, ModuleName, ScriptName, TeamName};
+use crate::sandbox::script;
 use crate::store::modules::ModuleRow;
 use crate::telemetry::CompileOutcome;
 
@@ -21,10 +22,12 @@ impl From<ModuleRow> for Module {
             digest: row.digest.to_string(),
             name: row.name.to_string(),
             team: row.team.to_string(),
+            kind: if row.world == script::WORLD { ModuleKind::Script } else { ModuleKind::Component },
             size_bytes: row.size_bytes,
             world: row.world,
             imports: row.imports,
             language: row.language,
+            asks: row.asks,
             uploaded_us: row.uploaded_us,
         }
     }
@@ -41,9 +44,12 @@ pub(crate) struct Upload {
     /// The team; an admin has to say, a team's token says it.
     #[param(value_type = Option<String>)]
     team: Option<TeamName>,
+    /// The name of a script's file, which errors in it are told with. With it the body is the script's text.
+    #[param(value_type = Option<String>)]
+    script: Option<ScriptName>,
 }
 
-/// Uploads a component: it is inspected, compiled and linked before it is kept.
+/// Uploads a module. A component is inspected, compiled and linked before it is kept; a script is read.
 #[utoipa::path(
     post, path = "/v1/modules", tag = "modules", params(Upload),
     request_body(content = Vec<u8>, content_type = "application/wasm"),
@@ -56,8 +62,10 @@ pub(crate) async fn upload(
     content: Body,
 ) -> Result<(StatusCode, axum::Json<Module>), Fault> {
     let team = person.team_for(asked.team)?;
-    let bytes = body(content, MODULE_BYTES_MAX).await?;
-    let uploaded = app.shelf.upload(asked.name, team, bytes).await;
+    let uploaded = match asked.script {
+        None => app.shelf.upload(asked.name, team, body(content, MODULE_BYTES_MAX).await?).await,
+        Some(file) => app.shelf.upload_script(asked.name, team, file, body(content, SCRIPT_BYTES_MAX).await?).await,
+    };
     app.metrics.compiled(if uploaded.is_ok() { CompileOutcome::Compiled } else { CompileOutcome::Refused });
     let (row, new) = uploaded?;
     tracing::info!(module = %row.name, digest = %row.digest, by = person.0.token, "module {} was uploaded", row.name);
@@ -97,6 +105,24 @@ pub(crate) async fn show(
 ) -> Result<axum::Json<Module>, Fault> {
     let row = app.store.module(&name, &digest).await?.filter(|row| person.sees(&row.team));
     Ok(axum::Json(row.ok_or_else(|| unknown(&name))?.into()))
+}
+
+/// Gives the text of a version that is a script.
+#[utoipa::path(
+    get, path = "/v1/modules/{name}/{digest}/script", tag = "modules",
+    params(("name" = String, Path), ("digest" = String, Path)),
+    responses((status = 200, body = ScriptText), (status = "4XX", body = crate::api::Problem))
+)]
+pub(crate) async fn script(
+    State(app): State<App>,
+    person: Person,
+    Names(name, digest): Names<ModuleName, Digest>,
+) -> Result<axum::Json<ScriptText>, Fault> {
+    let row = app.store.module(&name, &digest).await?.filter(|row| person.sees(&row.team));
+    row.ok_or_else(|| unknown(&name))?;
+    let script = app.shelf.script(digest).await?;
+    let script = script.ok_or_else(|| Fault::not_found("no-script", format!("the module `{name}` is a component, and has no text")))?;
+    Ok(axum::Json(ScriptText { file: script.name().to_string(), text: script.text().to_owned() }))
 }
 
 fn unknown(name: &ModuleName) -> Fault {

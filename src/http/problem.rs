@@ -174,7 +174,13 @@ impl From<CompileError> for Fault {
     fn from(error: CompileError) -> Self {
         match &error {
             CompileError::Inspect(_) | CompileError::Component(_) => Self::unprocessable("not-a-module", error.to_string())
-                .with_hint("a module is a component that implements the world `muster:provision/provisioner`"),
+                .with_hint("a module is a component that implements the world `muster:provision/provisioner`, or a script, which is pushed as a file NAME.js"),
+            CompileError::Script(_) => Self::unprocessable("not-a-script", error.to_string()),
+            CompileError::Syntax(_) => Self::unprocessable("syntax", error.to_string()),
+            CompileError::NoRunner(_) => {
+                tracing::error!(%error, "a script can not be made ready");
+                Self::internal("the runner of the script is lost")
+            }
             CompileError::TooCostly => Self::unprocessable("too-costly", error.to_string()).with_hint("smaller functions compile faster"),
             CompileError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()).later(5),
             CompileError::BrokeDown => Self::internal("the compilation broke down"),

@@ -1,5 +1,7 @@
 //! Runs: listed, shown, and followed.
 
+pub(crate) mod recording;
+
 use std::convert::Infallible;
 
 use axum::extract::State;

@@ -59,9 +59,8 @@ async fn hold(app: App, agent: Arc<Agent>, socket: WebSocket) {
     app.roster.wake(&agent, Why::Heard);
     tracing::debug!(agent = %agent.name(), "the session of agent {} is open", agent.name());
     // One that was halted while it was cut off hears of it now.
-    let view = agent.view();
-    if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) {
-        let _ = link.drain(&view.row.reason).await;
+    if agent.is_to_end() {
+        let _ = link.drain(&agent.view().row.reason).await;
     }
     let reason = tokio::select! {
         reason = receive(&app, &agent, &session, stream) => reason,

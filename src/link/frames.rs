@@ -4,7 +4,7 @@
 //! bytes that belongs to a call. A call is answered by exactly one [`FromAgent::Done`], after all of its data. Fields may be added;
 //! an unknown one is ignored, so that an older agent serves a newer server as long as [`PROTOCOL`] is the same.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::SESSION_MESSAGE_BYTES_MAX;
@@ -251,16 +251,19 @@ pub enum FrameError {
 impl Data {
     /// Encodes it as a message.
     pub fn encode(&self) -> Message {
-        let mut buffer = BytesMut::with_capacity(5 + self.bytes.len());
-        buffer.put_u32_le(self.id);
-        buffer.put_u8(match self.channel {
+        Message::Binary([Self::head(self.id, self.channel).as_slice(), &self.bytes].concat().into())
+    }
+
+    /// What comes before the bytes in a message.
+    pub fn head(id: u32, channel: Channel) -> [u8; 5] {
+        let channel = match channel {
             Channel::In => 0,
             Channel::Out => 1,
             Channel::Err => 2,
             Channel::Need => 3,
-        });
-        buffer.put_slice(&self.bytes);
-        Message::Binary(buffer.freeze())
+        };
+        let [a, b, c, d] = id.to_le_bytes();
+        [a, b, c, d, channel]
     }
 
     /// Reads it from a binary message.

@@ -92,7 +92,7 @@ impl Link for Local {
             // No answer: nothing is needed, or what is wrong with the destination is told by the other side.
             let Ok(wanted) = need.await else { return Ok(()) };
             let mut packing = Packing::new(bundle, wanted).await;
-            while let Some(piece) = packing.next().await.map_err(|error| CallError::Other(with_causes(&error)))? {
+            while let Some(piece) = packing.next(&[]).await.map_err(|error| CallError::Other(with_causes(&error)))? {
                 if sender.send(piece).await.is_err() {
                     break;
                 }

@@ -214,7 +214,10 @@ struct Sender {
 
 impl Sender {
     async fn piece(&self, bytes: Bytes) -> Result<(), CallError> {
-        let message = Data { id: self.id, channel: Channel::In, bytes }.encode();
+        self.message(Data { id: self.id, channel: Channel::In, bytes }.encode()).await
+    }
+
+    async fn message(&self, message: Message) -> Result<(), CallError> {
         self.session.shared.outgoing.send(message).await.map_err(|_| self.session.lost())
     }
 
@@ -348,8 +351,9 @@ impl Link for Session {
         let bundle = bundle.clone();
         let packing = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut packing = Packing::new(&bundle, wanted).await;
-            while let Some(piece) = packing.next().await.map_err(|error| CallError::Other(with_causes(&error)))? {
-                sender.piece(piece).await?;
+            let head = Data::head(sender.id, Channel::In);
+            while let Some(piece) = packing.next(&head).await.map_err(|error| CallError::Other(with_causes(&error)))? {
+                sender.message(Message::Binary(piece)).await?;
             }
             sender.piece(Bytes::new()).await
         }));

@@ -97,11 +97,17 @@ fn bring(
     if let Some(applied) = place.unchanged(version, rules.mode).map_err(not_applied)? {
         return Ok((change(applied, 0), None));
     }
-    let manifest = match place.manifest(version).map_err(not_applied)? {
-        Some(manifest) => manifest,
-        None => read_manifest(&source.manifest()?, version)?,
-    };
-    let mut plan = place.plan(manifest, rules).map_err(not_applied)?;
+    let mut plan = thread::scope(|scope| {
+        // To look at everything takes as long as to have the manifest and to read what was put there.
+        let looking = scope.spawn(|| place.ahead(rules.mode));
+        let manifest = match place.manifest(version).map_err(not_applied)? {
+            Some(manifest) => manifest,
+            None => read_manifest(&source.manifest()?, version)?,
+        };
+        let ledger = place.ledger().map_err(not_applied)?;
+        let ahead = looking.join().map_err(|_| broken("looked at the destination"))?;
+        place.plan_with(manifest, rules, ahead, ledger).map_err(not_applied)
+    })?;
     let mut bytes_sent = 0;
     if !plan.missing().is_empty() {
         let contents = plan.manifest().contents();
@@ -143,9 +149,13 @@ fn take(plan: &Plan, source: &mut (impl Source + Send)) -> Result<(), CallError>
         let mut others: Vec<_> = (1..threads).map(|_| full.clone()).map(|full| scope.spawn(|| work(full))).collect();
         others.push(scope.spawn(move || filled.iter().try_for_each(|()| plan.sync_taken()).map_err(not_applied)));
         let mine = work(full);
-        let broken = |_| Err(CallError::Other("the agent failed while it took contents".to_owned()));
-        others.into_iter().map(|other| other.join().unwrap_or_else(broken)).fold(mine, Result::and)
+        let took = |other: thread::ScopedJoinHandle<'_, _>| other.join().unwrap_or_else(|_| Err(broken("took contents")));
+        others.into_iter().map(took).fold(mine, Result::and)
     })
+}
+
+fn broken(doing: &str) -> CallError {
+    CallError::Other(format!("the agent failed while it {doing}"))
 }
 
 /// A pack that is coming in.

@@ -6,9 +6,13 @@ use crate::api::AgentState;
 use crate::journal::now_us;
 use crate::limits::STORE_RETRY;
 use crate::names::LabelName;
+use tokio_util::sync::CancellationToken;
+
+use crate::provision::launch::Launching;
 use crate::provision::{Provision, Work};
 use crate::roster::agent::{Agent, View};
 use crate::roster::{Roster, Why};
+use crate::shelf::Release;
 use crate::store::StoreError;
 use crate::store::agents::AgentRow;
 
@@ -40,23 +44,46 @@ impl Provision {
     async fn look_at(&self, agent: &Arc<Agent>, why: &Why) -> Result<(), StoreError> {
         // Taken once, before anything: whoever halts the agent from now on ends all that follows.
         let ending = agent.ending();
-        {
+        let cause = {
             // After a swap thousands are due at once, and the database is one.
             let _looking = self.looking.acquire().await;
             self.begin_again(agent, why).await?;
-            if self.consider(agent, why).await?.is_none() {
-                self.roster.spare_session(agent);
-                return Ok(());
+            match self.consider(agent, why).await? {
+                Considered::Nothing => {
+                    self.roster.spare_session(agent);
+                    return Ok(());
+                }
+                Considered::Relaunch(release) => return self.relaunch(agent, &ending, release, why).await,
+                Considered::Work(work) => work.cause,
             }
-        }
-        let _slot = tokio::select! {
+        };
+        let Some(closed) = self.without_builds(agent, &ending, &cause).await? else { return Ok(()) };
+        let slot = tokio::select! {
             () = ending.cancelled() => return Ok(()),
             slot = self.slots.acquire() => slot,
         };
+        // It is never closed.
+        let Ok(slot) = slot else { return Ok(()) };
         // The slot may have been long in coming, and another release be in force by now.
-        if let Some(work) = self.consider(agent, why).await? {
-            self.bring(agent, &ending, work).await?;
+        if let Considered::Work(work) = self.consider(agent, why).await? {
+            self.bring(agent, &ending, work, slot, closed).await?;
             self.roster.spare_session(agent);
+        }
+        Ok(())
+    }
+
+    /// Launches once more what an agent that is ready is at its controller, which says that it is not there.
+    async fn relaunch(&self, agent: &Arc<Agent>, ending: &CancellationToken, release: Arc<Release>, why: &Why) -> Result<(), StoreError> {
+        let (Some(link), Why::Relaunch(cause)) = (agent.link(), why) else { return Ok(()) };
+        let begun = self.roster.change(agent, |row| {
+            (row.state == AgentState::Ready).then(|| {
+                row.state = AgentState::Provisioning;
+                row.attempt += 1;
+                cause.clone()
+            })
+        });
+        if begun.await? {
+            self.launch(agent, &*link, ending, &Launching::Node(release), None).await?;
         }
         Ok(())
     }
@@ -96,11 +123,13 @@ impl Provision {
     }
 
     /// Says what is to be done for an agent that is due, if anything is.
-    async fn consider(&self, agent: &Arc<Agent>, why: &Why) -> Result<Option<Work>, StoreError> {
+    async fn consider(&self, agent: &Arc<Agent>, why: &Why) -> Result<Considered, StoreError> {
         let View { row, session, .. } = agent.view();
         match row.state {
-            state if halted(state) => return Ok(None),
-            AgentState::Failed if *why < Why::Release(String::new()) && row.retry_at_us.is_none_or(|at| at > now_us()) => return Ok(None),
+            state if halted(state) => return Ok(Considered::Nothing),
+            AgentState::Failed if *why < Why::Release(String::new()) && row.retry_at_us.is_none_or(|at| at > now_us()) => {
+                return Ok(Considered::Nothing);
+            }
             _ => {}
         }
         let mut releases: Vec<_> = row.labels.iter().filter_map(|label| self.shelf.release(label)).collect();
@@ -115,10 +144,16 @@ impl Provision {
                 })
             };
             self.roster.change(agent, change).await?;
-            return Ok(None);
+            return Ok(Considered::Nothing);
         }
         let behind = releases.iter().find(|release| row.releases.get(&release.label) != Some(&release.number));
         let Some(behind) = behind else {
+            if let Why::Relaunch(_) = why
+                && let Some(release) = self.launched(agent, &releases)
+                && row.state == AgentState::Ready
+            {
+                return Ok(Considered::Relaunch(release));
+            }
             if row.state != AgentState::Ready {
                 let cause = "it holds the releases in force already".to_owned();
                 let change = |row: &mut AgentRow| {
@@ -130,19 +165,38 @@ impl Provision {
                 };
                 self.roster.change(agent, change).await?;
             }
-            return Ok(None);
+            return Ok(Considered::Nothing);
         };
         if !session {
             agent.want_session();
-            return Ok(None);
+            return Ok(Considered::Nothing);
         }
         let cause = match (why, row.releases.get(&behind.label)) {
             (Why::Asked { cause, .. }, _) => cause.clone(),
             (_, Some(has)) => format!("label `{}` is at release {}, the agent at {has}", behind.label, behind.number),
             (_, None) => format!("release {} of label `{}` is not on it yet", behind.number, behind.label),
         };
-        Ok(Some(Work { releases, cause }))
+        Ok(Considered::Work(Work { releases, cause }))
     }
+    /// The release by which an agent is a node of its controller, or is to be one.
+    fn launched(&self, agent: &Agent, releases: &[Arc<Release>]) -> Option<Arc<Release>> {
+        let Some(kept) = self.nodes.current(agent.id()) else {
+            return releases.iter().rfind(|release| release.policy.launch.controller.is_some()).cloned();
+        };
+        let row = kept.row();
+        let release = releases.iter().find(|release| release.label == row.label)?;
+        (release.policy.launch.controller.as_ref() == Some(&row.controller)).then(|| Arc::clone(release))
+    }
+}
+
+/// What is to be done for an agent that is due.
+enum Considered {
+    /// Nothing.
+    Nothing,
+    /// It is to be provisioned.
+    Work(Work),
+    /// What it is at the controller of this release is to be launched again.
+    Relaunch(Arc<Release>),
 }
 
 /// Whether nothing is to be done for an agent in this state, until somebody changes it.

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::journal::{Records, Taken};
 use crate::limits::RECORDS_GATHER;
+use crate::names::Digest;
 use crate::provision::Provision;
 use crate::sandbox::Outcome;
 use crate::store::runs::LogRow;
@@ -16,6 +17,7 @@ use crate::store::runs::LogRow;
 pub(super) struct Rows {
     pub(super) log: Vec<LogRow>,
     pub(super) journal: Vec<(i64, String)>,
+    contents: Vec<(Digest, Vec<u8>)>,
 }
 
 impl Rows {
@@ -24,6 +26,7 @@ impl Rows {
             |line: crate::journal::Line| LogRow { seq: line.seq, at_us: line.at_us, level: line.level.as_str().into(), text: line.text };
         self.log.extend(taken.lines.into_iter().map(row));
         self.journal.extend(taken.entries);
+        self.contents.extend(taken.contents);
     }
 }
 
@@ -73,14 +76,27 @@ impl Provision {
                 () = tokio::time::sleep(RECORDS_GATHER) => {}
             }
             rows.add(records.take());
+            self.keep_contents(run, &mut rows).await;
             match self.store.append_records(run, &rows.log, &rows.journal).await {
-                Ok(()) => rows = Rows::default(),
+                Ok(()) => rows = Rows { contents: rows.contents, ..Rows::default() },
                 // They are tried again with the next ones, and at last with the run's end.
                 Err(error) => tracing::error!(run, %error, "records of run {run} could not be stored yet"),
             }
             self.following.more(run);
         };
         rows.add(records.take());
+        self.keep_contents(run, &mut rows).await;
         (outcome, rows)
+    }
+
+    /// Stores what stands beside the journal. It is not worth holding up a run's end: without it, the run can not be replayed.
+    async fn keep_contents(&self, run: &str, rows: &mut Rows) {
+        if rows.contents.is_empty() {
+            return;
+        }
+        match self.store.append_contents(run, &rows.contents).await {
+            Ok(()) => rows.contents.clear(),
+            Err(error) => tracing::error!(run, %error, "contents of run {run} could not be stored yet"),
+        }
     }
 }

@@ -148,9 +148,8 @@ impl Dialler {
         } else {
             self.roster.wake(agent, why);
         }
-        let view = agent.view();
-        if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) {
-            let _ = link.drain(&view.row.reason).await;
+        if agent.is_to_end() {
+            let _ = link.drain(&agent.view().row.reason).await;
         }
         let (said, mut events) = mpsc::channel(EVENTS_WAITING);
         let telling = async {

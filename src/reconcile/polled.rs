@@ -40,9 +40,8 @@ async fn keep(roster: &Roster, agent: &Arc<Agent>, polled: Polled) {
                 return;
             }
             roster.wake(agent, Why::Heard);
-            let view = agent.view();
-            if matches!(view.row.state, AgentState::Draining | AgentState::Quarantined) {
-                let _ = link.drain(&view.row.reason).await;
+            if agent.is_to_end() {
+                let _ = link.drain(&agent.view().row.reason).await;
             }
             let (said, mut events) = mpsc::channel(EVENTS_WAITING);
             let telling = async {

@@ -201,6 +201,7 @@ impl Roster {
         if let Some(before) = &before {
             before.live().row.state = AgentState::Gone;
             before.end();
+            self.changes.send_replace(());
             if let Some(link) = before.link() {
                 self.close_link(before, &link, "another machine took the agent's name");
             }

@@ -62,6 +62,8 @@ pub(super) struct Live {
     pub(super) halts: u64,
     /// The releases that were last tried.
     pub(super) tried: BTreeMap<LabelName, i64>,
+    /// Whether builds go on at its controller that it may end before what was launched is.
+    pub(super) finishes: bool,
 }
 
 /// An agent as it is at one moment.
@@ -99,6 +101,7 @@ impl Agent {
                 wants_session: false,
                 halts: 0,
                 tried: BTreeMap::new(),
+                finishes: false,
             }),
             busy: AtomicBool::new(false),
         })
@@ -207,6 +210,28 @@ impl Agent {
     pub fn tries(&self, releases: BTreeMap<LabelName, i64>) -> bool {
         let before = std::mem::replace(&mut self.live().tried, releases.clone());
         !before.is_empty() && before != releases
+    }
+
+    /// Whether it is to be looked at again for something that begins anew what is under way now.
+    pub fn is_wanted_anew(&self) -> bool {
+        self.live().deferred.as_ref().is_some_and(|why| *why >= Why::Release(String::new()))
+    }
+
+    /// Notes whether builds go on at its controller that may come to their end while it is drained.
+    pub fn finishes(&self, finishes: bool) {
+        self.live().finishes = finishes;
+    }
+
+    /// Whether it is drained, and what it launched has builds to bring to their end.
+    pub fn is_finishing(&self) -> bool {
+        let live = self.live();
+        live.row.state == AgentState::Draining && live.finishes
+    }
+
+    /// Whether what it launched is to be ended now.
+    pub fn is_to_end(&self) -> bool {
+        let live = self.live();
+        live.row.state == AgentState::Quarantined || (live.row.state == AgentState::Draining && !live.finishes)
     }
 
     /// Notes that the agent was heard of.

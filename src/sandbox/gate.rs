@@ -10,6 +10,7 @@
 mod grants;
 mod handles;
 mod output;
+mod record;
 mod redact;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bits::contents::Bundle;
-use crate::journal::{Answered, Asked, AskedCommand, Content, Entry, Level, Recorder, now_us};
+use crate::journal::kept::Keeper;
+use crate::journal::{Answered, Asked, AskedCommand, Content, Level, Recorder, Registration, now_us, shown as shown_arg};
 use crate::limits::{
     CALL_FILE_BYTES_MAX, COMMAND_ARGS_MAX, COMMAND_BYTES_MAX, HANDLES_MAX, OUTPUT_LOG_LINES_MAX, RUN_BYTES_IN_MAX, RUN_BYTES_OUT_MAX,
     RUN_LOG_LINES_MAX, STDIN_BYTES_MAX,
@@ -29,6 +31,8 @@ use crate::link::Link;
 use crate::machine::{CallError, Change, Command, Output, SyncMode, SyncRules};
 use crate::names::{BundleName, SecretName};
 use crate::policy::{LabelPolicy, MirrorForeign};
+use crate::sandbox::clock::{Clock, Pace};
+use crate::sandbox::replay::Tape;
 use crate::sandbox::verdict::{Verdict, cut};
 use crate::store::secrets::Secrets;
 
@@ -37,31 +41,6 @@ use redact::{Redactor, cut_line};
 
 /// Bytes that a variable or an argument takes beside its own.
 const HELD_ITEM_BYTES: usize = 64;
-
-/// What the agent said of itself, as the module may ask for it.
-#[derive(Debug, Clone, Default)]
-pub struct Registration {
-    /// The agent's name.
-    pub name: String,
-    /// The label of this run.
-    pub label: String,
-    /// All labels of the agent.
-    pub labels: Vec<String>,
-    /// Executors.
-    pub executors: u32,
-    /// The agent's root, absolute.
-    pub root: String,
-    /// Operating system.
-    pub os: String,
-    /// Architecture.
-    pub arch: String,
-    /// What the machine was made from.
-    pub image: Option<String>,
-    /// What else it said.
-    pub attributes: BTreeMap<String, String>,
-    /// Which attempt this is.
-    pub attempt: u32,
-}
 
 /// All that a run is given.
 pub struct RunInputs {
@@ -132,17 +111,24 @@ pub struct Counts {
     pub bytes_saved: u64,
     /// The time that pushes and mirrors took, those that failed included.
     pub syncing: Duration,
+    /// The memory of the module at its end, which is the most it had: it is never given back.
+    pub memory_bytes: u64,
 }
 
 /// The gate of one run.
 pub struct Gate {
     inputs: RunInputs,
+    /// What answers instead of the agent, if this is a replay.
+    tape: Option<Arc<Tape>>,
+    clock: Arc<Clock>,
+    keeper: Keeper,
     redactor: Redactor,
     counts: Counts,
     bytes_in: u64,
     bytes_out: u64,
     lines: u32,
-    step: Option<(String, Instant)>,
+    /// The title, and when it began by the module's clock, in microseconds since the Unix epoch.
+    step: Option<(String, i64)>,
     launch: Option<Command>,
     over: Option<Verdict>,
 }
@@ -150,8 +136,21 @@ pub struct Gate {
 impl Gate {
     /// Opens the gate of one run.
     pub(crate) fn new(inputs: RunInputs) -> Self {
+        Self::opened(inputs, None, Clock::new(now_us(), Pace::Real))
+    }
+
+    /// Opens the gate of a replay.
+    pub(crate) fn replaying(inputs: RunInputs, tape: Arc<Tape>) -> Self {
+        let clock = Clock::new(tape.began_us(), Pace::Replayed { ends_us: tape.ends_us() });
+        Self::opened(inputs, Some(tape), clock)
+    }
+
+    fn opened(inputs: RunInputs, tape: Option<Arc<Tape>>, clock: Clock) -> Self {
         Self {
             inputs,
+            tape,
+            clock: Arc::new(clock),
+            keeper: Keeper::default(),
             redactor: Redactor::default(),
             counts: Counts::default(),
             bytes_in: 0,
@@ -161,6 +160,11 @@ impl Gate {
             launch: None,
             over: None,
         }
+    }
+
+    /// The module's clock.
+    pub(crate) fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// What the module may know of its agent.
@@ -205,7 +209,7 @@ impl Gate {
         self.end_step();
         let title = cut_line(title.lines().next().unwrap_or_default()).to_owned();
         self.log_line(Level::Step, &title)?;
-        self.step = Some((title, Instant::now()));
+        self.step = Some((title, self.clock.shown_us()));
         Ok(())
     }
 
@@ -219,8 +223,8 @@ impl Gate {
     }
 
     fn end_step(&mut self) {
-        if let Some((title, began)) = self.step.take() {
-            let text = format!("{title}: {} ms", began.elapsed().as_millis());
+        if let Some((title, began_us)) = self.step.take() {
+            let text = format!("{title}: {} ms", (self.clock.shown_us() - began_us) / 1000);
             self.inputs.recorder.line(Level::Debug, self.redactor.line(&text));
         }
     }
@@ -244,7 +248,7 @@ impl Gate {
         let checked = self.readable(path);
         let path = self.admit(Asked::ReadFile { path: path.into() }, 0, checked).await?;
         let result = self.inputs.link.read_file(&path, CALL_FILE_BYTES_MAX).await.map(|bytes| self.redactor.bytes(bytes, false));
-        let bytes = self.close(&format!("read {path}"), result, |bytes| Answered::File { contents: Content::of(bytes) })?;
+        let bytes = self.close(&format!("read {path}"), result, |keeper, bytes| Answered::File { contents: keeper.keep(bytes) })?;
         self.charge_in(bytes.len())?;
         Ok(bytes)
     }
@@ -254,7 +258,7 @@ impl Gate {
         let checked = self.readable(path);
         let path = self.admit(Asked::Exists { path: path.into() }, 0, checked).await?;
         let result = self.inputs.link.exists(&path).await;
-        self.close(&format!("exists {path}"), result, |value| Answered::Truth { value: *value })
+        self.close(&format!("exists {path}"), result, |_, value| Answered::Truth { value: *value })
     }
 
     // Calls that change.
@@ -308,7 +312,7 @@ impl Gate {
     pub(crate) async fn stop(&mut self) -> Result<bool, Refused> {
         self.admit(Asked::Stop {}, 0, Ok(())).await?;
         let result = self.inputs.link.stop().await;
-        self.close("stop", result, |value| Answered::Truth { value: *value })
+        self.close("stop", result, |_, value| Answered::Truth { value: *value })
     }
 
     /// Says what is to be launched when every module has succeeded.
@@ -317,7 +321,7 @@ impl Gate {
         let command = self.admit(Asked::Launch { command: asked }, bytes, command).await?;
         let text = format!("launch {}", shown(&command));
         self.launch = Some(command);
-        self.close(&text, Ok(()), |()| Answered::Nothing {})
+        self.close(&text, Ok(()), |_, ()| Answered::Nothing {})
     }
 
     // How each of them is done.
@@ -332,18 +336,23 @@ impl Gate {
         );
         let link = Arc::clone(&self.inputs.link);
         let result = link.exec(&command, &mut |stream, bytes| log.feed(stream, bytes)).await;
-        self.lines += log.finish(result.as_ref().map_or(true, |output| output.truncated));
+        if let Some(tape) = &self.tape {
+            tape.output().iter().for_each(|(stream, text)| log.again(*stream, text));
+        }
+        let lines = log.finish(result.as_ref().map_or(true, |output| output.truncated));
+        self.lines += lines;
         let result = result.map(|output| Output {
             stdout: self.redactor.bytes(output.stdout, output.truncated),
             stderr: self.redactor.bytes(output.stderr, output.truncated),
             ..output
         });
         let text = format!("{verb} {}", shown(&command));
-        let output = self.close(&text, result, |output| Answered::Output {
+        let output = self.close(&text, result, |keeper, output| Answered::Output {
             status: output.status,
-            stdout: Content::of(&output.stdout),
-            stderr: Content::of(&output.stderr),
+            stdout: keeper.keep(&output.stdout),
+            stderr: keeper.keep(&output.stderr),
             truncated: output.truncated,
+            lines,
         })?;
         self.charge_in(output.stdout.len() + output.stderr.len())?;
         Ok(output)
@@ -371,8 +380,13 @@ impl Gate {
             return Err(Refused::End);
         }
         self.inputs.recorder.room().await;
+        let said = match self.tape.as_ref().map(|tape| tape.ask(&asked)) {
+            Some(Ok(said)) => said,
+            Some(Err(())) => return Err(self.end(Verdict::HostFault { reason: "the replay ends here".into() })),
+            None => None,
+        };
         self.counts.calls += 1;
-        self.inputs.recorder.entry(&Entry::Asked { at_us: now_us(), asked: asked.clone() });
+        self.record_asked(&asked);
         let max = self.inputs.policy.limits.calls;
         if self.counts.calls > max {
             self.counts.calls = max;
@@ -382,14 +396,15 @@ impl Gate {
         if let Err(error) = self.charge_out(bytes_out + asked.named_bytes()) {
             return Err(self.refuse(&asked, error));
         }
-        checked.map_err(|error| self.refuse(&asked, error))
+        // In a replay the journal knows what the gate said: the grants are not there.
+        said.map_or(checked, Err).map_err(|error| self.refuse(&asked, error))
     }
 
     fn refuse(&mut self, asked: &Asked, error: CallError) -> Refused {
         if let CallError::OverBudget(which) = &error {
             self.over.get_or_insert(Verdict::OverLimit { which: which.clone() });
         }
-        self.inputs.recorder.entry(&Entry::Answered { at_us: now_us(), answered: Err(error.clone()) });
+        self.record_answered(true, Err(self.redacted(error.clone())));
         let what = match asked {
             Asked::Probe { command } | Asked::Run { command } | Asked::Launch { command } => command.program.as_str(),
             Asked::ReadFile { path } | Asked::Exists { path } | Asked::WriteFile { path, .. } | Asked::Remove { path } => path,
@@ -403,11 +418,15 @@ impl Gate {
     }
 
     /// Journals and logs what came of a call.
-    fn close<T>(&mut self, text: &str, result: Result<T, CallError>, answered: impl FnOnce(&T) -> Answered) -> Result<T, Refused> {
-        let at_us = now_us();
+    fn close<T>(
+        &mut self,
+        text: &str,
+        result: Result<T, CallError>,
+        answered: impl FnOnce(&mut Keeper, &T) -> Answered,
+    ) -> Result<T, Refused> {
         match result {
             Ok(value) => {
-                let answered = answered(&value);
+                let answered = answered(&mut self.keeper, &value);
                 self.call_line(&match &answered {
                     Answered::Output { status, .. } => format!("{text}: exit status {status}"),
                     Answered::Truth { value } => format!("{text}: {value}"),
@@ -419,13 +438,13 @@ impl Gate {
                     Answered::File { contents } => format!("{text}: {} bytes", contents.bytes),
                     Answered::Nothing {} => text.to_owned(),
                 });
-                self.inputs.recorder.entry(&Entry::Answered { at_us, answered: Ok(answered) });
+                self.record_answered(false, Ok(answered));
                 Ok(value)
             }
             Err(error) => {
                 let error = self.redacted(error);
                 self.call_line(&format!("{text}: {error}"));
-                self.inputs.recorder.entry(&Entry::Answered { at_us, answered: Err(error.clone()) });
+                self.record_answered(false, Err(error.clone()));
                 if let CallError::Unreachable(reason) = &error {
                     self.over.get_or_insert(Verdict::LinkLost { reason: reason.clone() });
                 }
@@ -435,7 +454,7 @@ impl Gate {
     }
 
     fn close_change(&mut self, text: &str, result: Result<Change, CallError>) -> Result<Change, Refused> {
-        self.close(text, result, |change| Answered::Change { change: *change })
+        self.close(text, result, |_, change| Answered::Change { change: *change })
     }
 
     fn call_line(&self, text: &str) {
@@ -531,9 +550,8 @@ impl Gate {
 fn shown(command: &Command) -> String {
     let mut text = command.program.clone();
     for arg in &command.args {
-        let plain = !arg.is_empty() && arg.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\'' | b'"' | b'\\'));
         text.push(' ');
-        text.push_str(&if plain { arg.clone() } else { format!("{arg:?}") });
+        text.push_str(&shown_arg(arg));
     }
     text
 }

@@ -1,14 +1,21 @@
 //! The contract's functions, each handed to the gate. Nothing is decided here.
 
+use std::sync::Arc;
+
 use wasmtime::component::{Resource, ResourceTable};
+use wasmtime_wasi::p2::bindings::clocks::monotonic_clock;
+use wasmtime_wasi::p2::{DynPollable, subscribe};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bits::contents::Bundle;
 use crate::journal::Level;
 use crate::machine::{CallError, Change, Output};
 use crate::sandbox::bindings::muster::provision::{agent, bits, log, registration, secrets, settings};
+use crate::sandbox::chance::Chance;
 use crate::sandbox::gate::{Gate, ModuleCommand, Refused, Secret};
 use crate::sandbox::limiter::Limiter;
+use crate::sandbox::script::Script;
+use crate::sandbox::script::bindings::muster::script::source;
 
 /// What one run's store holds.
 pub(crate) struct Guest {
@@ -16,11 +23,54 @@ pub(crate) struct Guest {
     pub(crate) table: ResourceTable,
     pub(crate) wasi: WasiCtx,
     pub(crate) limiter: Limiter,
+    /// The script that the runner is to run, and its random numbers; none in a module of its own.
+    pub(crate) script: Option<(Arc<Script>, Chance)>,
 }
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// The engine's own would pause by the machine's clock.
+impl monotonic_clock::Host for Guest {
+    fn now(&mut self) -> wasmtime::Result<u64> {
+        Ok(self.gate.clock().look_ns())
+    }
+
+    fn resolution(&mut self) -> wasmtime::Result<u64> {
+        Ok(1000)
+    }
+
+    fn subscribe_instant(&mut self, when: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        let pause = self.table.push(self.gate.clock().until(when))?;
+        subscribe(&mut self.table, pause)
+    }
+
+    fn subscribe_duration(&mut self, when: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        let pause = self.table.push(self.gate.clock().pause(when))?;
+        subscribe(&mut self.table, pause)
+    }
+}
+
+impl Guest {
+    fn script(&mut self) -> wasmtime::Result<&mut (Arc<Script>, Chance)> {
+        self.script.as_mut().ok_or_else(|| wasmtime::Error::msg("there is no script"))
+    }
+}
+
+impl source::Host for Guest {
+    fn name(&mut self) -> wasmtime::Result<String> {
+        Ok(self.script()?.0.name().to_string())
+    }
+
+    fn text(&mut self) -> wasmtime::Result<String> {
+        Ok(self.script()?.0.text().to_owned())
+    }
+
+    fn random(&mut self) -> wasmtime::Result<f64> {
+        Ok(self.script()?.1.share())
     }
 }
 

@@ -1,6 +1,11 @@
 //! What a component says of itself, read from its bytes before anything is compiled.
 
+use asks::{AsksError, Section};
 use wasmparser::{BinaryReaderError, Encoding, KnownCustom, Parser, Payload, ProducersSectionReader};
+
+use crate::api::Asks;
+
+pub mod asks;
 
 /// The package of the contract, and the version that this server speaks. Held equal to `wit/` by a test.
 pub const CONTRACT: &str = "muster:provision";
@@ -18,8 +23,10 @@ pub struct About {
     pub imports: Vec<String>,
     /// The interfaces that it exports, with versions.
     pub exports: Vec<String>,
-    /// The language that it was written in, if its producers section says so.
+    /// The language that it was written in, if its project said so, or what the tools noted.
     pub language: Option<String>,
+    /// The grants that it asks for, if it carries them.
+    pub asks: Option<Asks>,
 }
 
 /// Why some bytes are no module.
@@ -46,6 +53,9 @@ pub enum InspectError {
     /// The component does not offer what a module must.
     #[error("the component does not export `{CONTRACT}/provisioning@{CONTRACT_VERSION}`, so it is not a provisioning module")]
     NoExport,
+    /// What it asks for can not be read.
+    #[error("the component's section `muster-module` is not what a module asks for: {0}")]
+    Asks(#[from] AsksError),
 }
 
 impl From<BinaryReaderError> for InspectError {
@@ -88,7 +98,7 @@ pub fn look(bytes: &[u8]) -> Result<About, InspectError> {
     if !bytes.starts_with(b"\0asm") {
         return Err(InspectError::NotWasm);
     }
-    let (mut imports, mut exports, mut noted, mut depth) = (Vec::new(), Vec::new(), Noted::default(), 0_u32);
+    let (mut imports, mut exports, mut noted, mut asked, mut depth) = (Vec::new(), Vec::new(), Noted::default(), None, 0_u32);
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
             Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => return Err(InspectError::CoreModule),
@@ -104,6 +114,12 @@ pub fn look(bytes: &[u8]) -> Result<About, InspectError> {
                     exports.push(export?.name.name.to_owned());
                 }
             }
+            Payload::CustomSection(section) if depth == 0 && section.name() == asks::SECTION && asked.is_some() => {
+                return Err(AsksError::Twice.into());
+            }
+            Payload::CustomSection(section) if depth == 0 && section.name() == asks::SECTION => {
+                asked = Some(asks::read(section.data())?);
+            }
             Payload::CustomSection(section) => {
                 if let KnownCustom::Producers(section) = section.as_known() {
                     // What is noted is a courtesy: a component with it garbled is a component all the same.
@@ -115,8 +131,10 @@ pub fn look(bytes: &[u8]) -> Result<About, InspectError> {
     }
     let exported = format!("{CONTRACT}/provisioning@");
     let contract = exports.iter().find_map(|name: &String| name.strip_prefix(&exported)).map(str::to_owned);
+    let (said, asks) = asked.map(|Section { language, asks }| (language, asks)).unzip();
+    let language = said.or_else(|| noted.language());
     let world = contract.as_ref().map(|version| format!("{CONTRACT}/provisioner@{version}"));
-    Ok(About { world, contract, imports, exports, language: noted.language() })
+    Ok(About { world, contract, imports, exports, language, asks })
 }
 
 /// What the tools that made a component noted in it, and in what it is made of.

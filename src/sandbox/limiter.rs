@@ -21,6 +21,11 @@ impl Limiter {
         Self { memory_mib, memory_used_bytes: 0, memory_added_bytes: 0, reached: None }
     }
 
+    /// The memory that the module has. It is never given back, so it is the most that it had.
+    pub(crate) fn memory_used_bytes(&self) -> u64 {
+        self.memory_used_bytes as u64
+    }
+
     /// The limit that was reached, if one was.
     pub(crate) fn reached(&self) -> Option<&str> {
         self.reached.as_deref()

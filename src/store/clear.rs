@@ -19,6 +19,8 @@ pub struct Kept {
     pub boots_us: i64,
     /// Boots of each label.
     pub boots_per_label: u32,
+    /// Bytes of the contents beside all journals, as they are stored.
+    pub contents_bytes: u64,
 }
 
 /// What was cleared away.
@@ -26,7 +28,7 @@ pub struct Kept {
 pub struct Cleared {
     /// Runs.
     pub runs: u64,
-    /// Lines of logs and entries of journals.
+    /// Lines of logs, entries of journals and contents beside them.
     pub records: u64,
     /// Changes of state, but for those of agents that were cleared away.
     pub events: u64,
@@ -49,6 +51,7 @@ impl Store {
         self.clear_runs(kept.runs_per_agent, &mut cleared).await?;
         self.clear_old_records(now_us.saturating_sub(kept.records_us), &mut cleared).await?;
         self.clear_events(kept.events_per_agent, &mut cleared).await?;
+        self.clear_contents(kept.contents_bytes, &mut cleared).await?;
         self.clear_boots(now_us.saturating_sub(kept.boots_us), kept.boots_per_label, &mut cleared).await?;
         Ok(cleared)
     }
@@ -99,6 +102,27 @@ impl Store {
                 sqlx::query("UPDATE runs SET records = 0 WHERE id = $1").bind(run).execute(&self.write).await?;
             }
         }
+    }
+
+    /// The oldest runs lose theirs first.
+    async fn clear_contents(&self, kept_bytes: u64, cleared: &mut Cleared) -> Result<()> {
+        let sql = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM run_contents";
+        let mut bytes: i64 = sqlx::query_scalar(sql).fetch_one(&self.read).await?;
+        while bytes > to_bigint(kept_bytes) {
+            let sql = "SELECT run_id, CAST(SUM(bytes) AS BIGINT) FROM run_contents GROUP BY run_id ORDER BY run_id LIMIT $1";
+            let runs: Vec<(String, i64)> = sqlx::query_as(sql).bind(batch()).fetch_all(&self.read).await?;
+            if runs.is_empty() {
+                return Ok(());
+            }
+            for (run, own) in runs {
+                if bytes <= to_bigint(kept_bytes) {
+                    return Ok(());
+                }
+                self.delete_contents(&run, cleared).await?;
+                bytes = bytes.saturating_sub(own);
+            }
+        }
+        Ok(())
     }
 
     async fn clear_events(&self, kept: u32, cleared: &mut Cleared) -> Result<()> {
@@ -154,6 +178,13 @@ impl Store {
                 }
             }
         }
+        self.delete_contents(run, cleared).await
+    }
+
+    async fn delete_contents(&self, run: &str, cleared: &mut Cleared) -> Result<()> {
+        // A run has few: they are limited, and each counts as more than an entry may hold.
+        let deleted = sqlx::query("DELETE FROM run_contents WHERE run_id = $1").bind(run).execute(&self.write).await?;
+        cleared.records += deleted.rows_affected();
         Ok(())
     }
 }

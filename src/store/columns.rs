@@ -12,7 +12,8 @@ use sqlx::any::AnyRow;
 use crate::limits::{ID_BYTES, NAME_BYTES_MAX, PAGE_ROWS_MAX};
 use crate::store::{PageAsked, Paged, Result, StoreError};
 
-fn corrupt(column: &str, source: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+/// A row that can not be read.
+pub(super) fn corrupt(column: &str, source: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
     StoreError::Corrupt { column: column.into(), source: source.into() }
 }
 

@@ -20,6 +20,8 @@ pub struct Place {
     pub frame_bytes: u32,
     /// The bytes of the content.
     pub size: u32,
+    /// The CRC-32 of its frame; none of what was stored by an earlier version.
+    pub crc: Option<u32>,
 }
 
 /// What of a segment can not be read.
@@ -43,13 +45,13 @@ impl Store {
         let mut tx = self.begin().await?;
         for batch in contents.chunks(STORE_BATCH_ROWS) {
             let sql = format!(
-                "INSERT INTO contents (digest, segment, place, frame_bytes, size) VALUES {} ON CONFLICT (digest) DO NOTHING",
-                places(batch.len(), 5)
+                "INSERT INTO contents (digest, segment, place, frame_bytes, size, crc) VALUES {} ON CONFLICT (digest) DO NOTHING",
+                places(batch.len(), 6)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(batch.len() == STORE_BATCH_ROWS);
             for (digest, place) in batch {
                 query = query.bind(digest.to_string()).bind(place.segment).bind(i64::from(place.offset));
-                query = query.bind(i64::from(place.frame_bytes)).bind(i64::from(place.size));
+                query = query.bind(i64::from(place.frame_bytes)).bind(i64::from(place.size)).bind(place.crc.map(i64::from));
             }
             query.execute(&mut *tx).await?;
         }
@@ -78,13 +80,14 @@ impl Store {
     /// # Errors
     /// The database is not available, or a row can not be read.
     pub async fn places(&self, digests: &[Digest]) -> Result<Vec<Option<Place>>> {
-        let mut found = HashMap::new();
+        let mut all = Vec::with_capacity(digests.len());
         for batch in digests.chunks(STORE_BATCH_ROWS) {
             let sql = format!("SELECT * FROM contents WHERE digest IN (VALUES {})", places(batch.len(), 1));
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(batch.len() == STORE_BATCH_ROWS);
             for digest in batch {
                 query = query.bind(digest.to_string());
             }
+            let mut found = HashMap::with_capacity(batch.len());
             for row in query.fetch_all(&self.read).await? {
                 let number = |column| number(&row, column);
                 let place = Place {
@@ -92,10 +95,12 @@ impl Store {
                     offset: number("place")?,
                     frame_bytes: number("frame_bytes")?,
                     size: number("size")?,
+                    crc: row.try_get::<Option<i64>, _>("crc")?.and_then(|crc| u32::try_from(crc).ok()),
                 };
                 found.insert(parsed::<Digest>(&row, "digest")?, place);
             }
+            all.extend(batch.iter().map(|digest| found.get(digest).copied()));
         }
-        Ok(digests.iter().map(|digest| found.get(digest).copied()).collect())
+        Ok(all)
     }
 }

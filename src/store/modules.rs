@@ -3,8 +3,9 @@
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use crate::api::Asks;
 use crate::names::{Digest, ModuleName, TeamName};
-use crate::store::columns::{json, number, parsed, to_bigint, to_json, to_text};
+use crate::store::columns::{json, json_if_any, number, parsed, to_bigint, to_json, to_text};
 use crate::store::{PageAsked, Paged, Result, Store, StoreError};
 
 /// One version of a module.
@@ -24,6 +25,8 @@ pub struct ModuleRow {
     pub imports: Vec<String>,
     /// The language it was written in, if it says so.
     pub language: Option<String>,
+    /// What it asks for, if it says so.
+    pub asks: Option<Asks>,
     /// When it was uploaded.
     pub uploaded_us: i64,
 }
@@ -46,8 +49,8 @@ impl Store {
             return Err(StoreError::Conflict(format!("the module {} belongs to another team", module.name)));
         }
         let place = named.try_get::<i64, _>("newest")? + 1;
-        let sql = "INSERT INTO modules (name, digest, place, size_bytes, world, imports, language, uploaded_us) \
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name, digest) DO NOTHING";
+        let sql = "INSERT INTO modules (name, digest, place, size_bytes, world, imports, language, asks, uploaded_us) \
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name, digest) DO NOTHING";
         let query = sqlx::query(sql)
             .bind(module.name.as_str())
             .bind(module.digest.to_string())
@@ -56,6 +59,7 @@ impl Store {
             .bind(&module.world)
             .bind(to_json("imports", &module.imports)?)
             .bind(module.language.as_deref().map(to_text))
+            .bind(module.asks.as_ref().map(|asks| to_json("asks", asks)).transpose()?)
             .bind(module.uploaded_us);
         let is_new = query.execute(&mut *tx).await?.rows_affected() == 1;
         if !is_new {
@@ -75,7 +79,7 @@ impl Store {
     /// # Errors
     /// The database is not available, or the row can not be read.
     pub async fn module(&self, name: &ModuleName, digest: &Digest) -> Result<Option<ModuleRow>> {
-        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.uploaded_us \
+        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.asks, v.uploaded_us \
             FROM modules AS v JOIN module_names AS n ON n.name = v.name WHERE v.name = $1 AND v.digest = $2";
         let row = sqlx::query(sql).bind(name.as_str()).bind(digest.to_string()).fetch_optional(&self.read).await?;
         row.as_ref().map(module_row).transpose()
@@ -86,7 +90,7 @@ impl Store {
     /// # Errors
     /// The database is not available, or the row can not be read.
     pub async fn module_newest(&self, name: &ModuleName) -> Result<Option<ModuleRow>> {
-        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.uploaded_us \
+        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.asks, v.uploaded_us \
             FROM module_names AS n JOIN modules AS v ON v.name = n.name AND v.place = n.newest WHERE n.name = $1";
         let row = sqlx::query(sql).bind(name.as_str()).fetch_optional(&self.read).await?;
         row.as_ref().map(module_row).transpose()
@@ -97,7 +101,7 @@ impl Store {
     /// # Errors
     /// A cursor that is none, a database that is not available, a row that can not be read.
     pub async fn module_versions(&self, name: &ModuleName, page: &PageAsked) -> Result<Paged<ModuleRow>> {
-        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.uploaded_us \
+        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.asks, v.uploaded_us \
             FROM modules AS v JOIN module_names AS n ON n.name = v.name WHERE v.name = $1 AND v.place < $2 ORDER BY v.place DESC LIMIT $3";
         let query = sqlx::query(sql).bind(name.as_str()).bind(page.falling_key()?).bind(page.rows());
         let rows = query.fetch_all(&self.read).await?;
@@ -111,7 +115,7 @@ impl Store {
     /// # Errors
     /// A cursor that is none, a database that is not available, a row that can not be read.
     pub async fn modules(&self, team: Option<&TeamName>, page: &PageAsked) -> Result<Paged<ModuleRow>> {
-        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.uploaded_us \
+        let sql = "SELECT v.name, v.digest, n.team, v.place, v.size_bytes, v.world, v.imports, v.language, v.asks, v.uploaded_us \
             FROM module_names AS n JOIN modules AS v ON v.name = n.name AND v.place = n.newest \
             WHERE n.name > $1 AND ($2 IS NULL OR n.team = $2) ORDER BY n.name LIMIT $3";
         let query = sqlx::query(sql).bind(page.text_key()?.unwrap_or_default()).bind(team.map(TeamName::as_str)).bind(page.rows());
@@ -129,6 +133,7 @@ fn module_row(row: &AnyRow) -> Result<ModuleRow> {
         world: row.try_get("world")?,
         imports: json(row, "imports")?,
         language: row.try_get("language")?,
+        asks: json_if_any(row, "asks")?,
         uploaded_us: row.try_get("uploaded_us")?,
     })
 }

@@ -29,8 +29,6 @@ use crate::store::{Store, StoreError};
 
 /// What to do about contents that are lost.
 const PUSH_AGAIN: &str = "push the bundles that hold them again, and they are uploaded";
-/// Bytes of a frame up to which a content is verified where it is read.
-const VERIFIED_HERE_BYTES: usize = 32 * 1024;
 
 /// Why contents were not stored.
 #[derive(Debug, thiserror::Error)]
@@ -240,7 +238,8 @@ impl SegmentWriter {
     pub async fn add(&mut self, packed: &Packed) -> Result<(), SegmentError> {
         let segment = self.rows.first().map_or_else(|| rand::random_range(0..i64::MAX), |(_, first)| first.segment);
         let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let place = Place { segment, offset: narrow(self.frames.len()), frame_bytes: narrow(packed.frame.len()), size: packed.size };
+        let crc = Some(crc32fast::hash(&packed.frame));
+        let place = Place { segment, offset: narrow(self.frames.len()), frame_bytes: narrow(packed.frame.len()), size: packed.size, crc };
         self.frames.extend_from_slice(&packed.frame);
         self.rows.push((packed.digest, place));
         if self.frames.len() < SEGMENT_BYTES {
@@ -300,14 +299,16 @@ impl Placed {
         if verified.load(Ordering::Relaxed) {
             return Ok(Ok(packed));
         }
-        let opened = packed.clone();
-        let open = move || Ok::<_, PackError>(Opener::new()?.open(&opened, &mut Vec::new()));
-        // Most are small, and done before another thread would have begun.
-        let opened = match packed.frame.len() <= VERIFIED_HERE_BYTES {
-            true => open(),
-            false => tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?,
+        // Whoever opens it verifies its digest; what is to be known here is whether the disk has kept it.
+        let is_whole = match place.crc {
+            Some(crc) => crc32fast::hash(&packed.frame) == crc,
+            None => {
+                let opened = packed.clone();
+                let open = move || Ok::<_, PackError>(Opener::new()?.open(&opened, &mut Vec::new()).is_ok());
+                tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?.map_err(io::Error::other)?
+            }
         };
-        if opened.map_err(io::Error::other)?.is_err() {
+        if !is_whole {
             return Ok(Err(Lost { gone: Gone::One(digest), how: "is damaged" }));
         }
         verified.store(true, Ordering::Relaxed);

@@ -756,6 +756,28 @@ fn a_tree_that_is_new_or_changes_for_the_greater_part_is_switched_by_one_rename(
 }
 
 #[test]
+fn a_file_that_only_needs_another_mode_or_time_is_copied_into_a_tree_that_is_switched_as_a_whole() {
+    let house = House { protects: false, ..House::new() };
+    let tree = |mode: u32, mtime: i64, rest: &[u8]| -> Tree {
+        let rest = |name: u8| (vec![name], Node::File(0o644, [&[name], rest].concat(), 1));
+        let touched =
+            [(b"mode".to_vec(), Node::File(mode, b"same".to_vec(), 1)), (b"time".to_vec(), Node::File(0o600, b"other".to_vec(), mtime))];
+        touched.into_iter().chain((b'a'..b'g').map(rest)).collect()
+    };
+    let mut top = 0;
+    for tree in [tree(0o644, 1, b"1"), tree(0o755, 2, b"2"), tree(0o400, 3, b"3")] {
+        house.apply(&tree, Mode::Mirror).unwrap();
+        let inode = fs::metadata(house.destination()).unwrap().ino();
+        assert_ne!(std::mem::replace(&mut top, inode), inode, "it was switched as a whole");
+        assert_eq!(read_tree(&house.destination()), tree);
+        // So that the next plan knows each file without reading it.
+        while house.place().unchanged(&manifest(&tree).version(), Mode::Mirror).unwrap().is_none() {
+            house.apply(&tree, Mode::Mirror).unwrap();
+        }
+    }
+}
+
+#[test]
 fn the_trees_before_are_had_again_without_sending_anything() {
     let house = House { protects: false, ..House::new() };
     let file = |content: &[u8]| Node::File(0o644, grown(content), 1);
@@ -867,7 +889,7 @@ async fn a_large_file_goes_through_in_small_pieces() {
     assert_eq!(plan.missing().len(), scanned.contents().len());
     let mut packing = Packing::new(&bundle, plan.missing().to_vec()).await;
     let (mut unpacker, mut pieces) = (Unpacker::default(), 0);
-    while let Some(piece) = packing.next().await.unwrap() {
+    while let Some(piece) = packing.next(&[]).await.unwrap() {
         assert!(!piece.is_empty() && piece.len() <= PIECE_BYTES);
         unpacker.feed(&piece);
         while let Some(packed) = unpacker.record().unwrap() {
@@ -883,7 +905,7 @@ async fn a_large_file_goes_through_in_small_pieces() {
     // The next time the file is shorter than its manifest says.
     fs::write(from.join("large"), b"short").unwrap();
     let all = 0..u32::try_from(scanned.contents().len()).unwrap();
-    assert!(Packing::new(&bundle, all).await.next().await.is_err());
+    assert!(Packing::new(&bundle, all).await.next(&[]).await.is_err());
 }
 
 #[test]

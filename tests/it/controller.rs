@@ -6,6 +6,7 @@ mod errors;
 mod nodes;
 mod pace;
 mod restart;
+mod start;
 
 use std::future::Future;
 use std::net::Ipv4Addr;

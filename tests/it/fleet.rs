@@ -118,6 +118,25 @@ async fn a_hot_swap_sends_what_changed_and_launches_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_policy_launches_has_each_agents_own_values_as_whole_arguments() {
+    let house = House::start().await;
+    house.upload("ok").await;
+    let mut of_label = policy("ok");
+    // What it is given goes to a file that appears when it is whole.
+    let script = "printf '[%s]' \"$@\" >\"$0.part\"; mv \"$0.part\" \"$0\"; exec sleep 1000";
+    let command = ["/bin/sh", "-c", script, "{root}/given", "{name}", "--labels={labels}", "{root}/a b", "{{name}}"];
+    of_label["launch"] = json!({"command": command});
+    house.apply("linux", of_label.clone()).await;
+    house.apply("large", of_label).await;
+    let agents = [house.agent_process("web-1", &["linux", "large"]).await, house.agent_process("web-2", &["linux"]).await];
+    for (agent, (name, labels)) in agents.iter().zip([("web-1", "linux,large"), ("web-2", "linux")]) {
+        let given = eventually(async || std::fs::read_to_string(agent.root.join("given")).ok()).await.expect("nothing was launched");
+        let root = agent.root.to_str().unwrap();
+        assert_eq!(given, format!("[{name}][--labels={labels}][{root}/a b][{{name}}]"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_does_not_succeed_fails_its_agent_with_the_cause_and_a_good_release_heals_it() {
     let house = House::start().await;
     for guest in ["ok", "refuse-later", "refuse-never", "trap"] {

@@ -33,6 +33,7 @@ const ALONE: &[(&str, &[&str])] = &[
     ("axum::", &["http"]),
     ("sqlx::", &["store"]),
     ("russh::", &["link/ssh"]),
+    ("wit_component::", &["cli/module/build"]),
     ("std::env", &["config", "cli", "bin"]),
 ];
 

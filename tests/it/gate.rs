@@ -40,8 +40,9 @@ async fn the_journal_of_a_run_has_each_call_before_its_answer() {
     let Outcome { verdict, counts, launch } = sandbox().run(&compiled("calls").await, inputs).await;
     assert_eq!((verdict, counts.calls, launch), (Verdict::Provisioned, 10, None));
     let taken = records.take();
-    assert_eq!(taken.entries.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), (0..20).collect::<Vec<i64>>());
-    for pair in taken.entries.chunks(2) {
+    assert_eq!(taken.entries.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), (0..21).collect::<Vec<i64>>());
+    assert!(matches!(serde_json::from_str(&taken.entries[0].1).unwrap(), Entry::Began(began) if began.registration.name == "a1"));
+    for pair in taken.entries[1..].chunks(2) {
         let [asked, answered] = [&pair[0].1, &pair[1].1].map(|entry| serde_json::from_str(entry).unwrap());
         assert!(matches!(asked, Entry::Asked { .. }) && matches!(answered, Entry::Answered { answered: Ok(_), .. }), "{pair:?}");
     }
@@ -73,7 +74,7 @@ async fn a_run_waits_while_nobody_takes_what_it_records() {
 
 #[tokio::test]
 async fn the_example_module_of_another_language_runs_where_it_was_built() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests/tools-js.wasm");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests/configure.wasm");
     let Ok(bytes) = std::fs::read(&path) else {
         println!("skipped: {} was not built", path.display());
         return;

@@ -7,24 +7,64 @@ use std::path::{Path, PathBuf};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
+/// The interfaces of the standard world that guests use, as far as they do.
+const WASI: [&str; 3] = [
+    "package wasi:io@0.2.0;
+     interface poll {
+       resource pollable { block: func(); }
+       poll: func(in: list<borrow<pollable>>) -> list<u32>;
+     }",
+    "package wasi:clocks@0.2.0;
+     interface wall-clock {
+       record datetime { seconds: u64, nanoseconds: u32 }
+       now: func() -> datetime;
+     }
+     interface monotonic-clock {
+       use wasi:io/poll@0.2.0.{pollable};
+       now: func() -> u64;
+       subscribe-duration: func(when: u64) -> pollable;
+     }",
+    "package wasi:random@0.2.0;
+     interface random { get-random-u64: func() -> u64; }
+     interface insecure { get-insecure-random-u64: func() -> u64; }
+     interface insecure-seed { insecure-seed: func() -> tuple<u64, u64>; }",
+];
+
 /// Builds the component of `tests/guests/NAME.wat` for the contract in `wit/`.
 pub(crate) fn component(name: &str) -> Vec<u8> {
-    build(name, &contract(), &contract_version())
+    build(name, &contract(), &contract_version(), |text| text)
+}
+
+/// Builds a guest with some of its text changed.
+pub(crate) fn component_with(name: &str, from: &str, to: &str) -> Vec<u8> {
+    build(name, &contract(), &contract_version(), |text| {
+        assert!(text.contains(from), "{name} has no {from}");
+        text.replace(from, to)
+    })
 }
 
 /// Builds the guest `ok` for a contract that is like the one in `wit/` but for its version.
 pub(crate) fn component_of_contract(version: &str) -> Vec<u8> {
     let present = format!("package muster:provision@{};", contract_version());
     let other = format!("package muster:provision@{version};");
-    build("ok", &contract().replacen(&present, &other, 1), version)
+    build("ok", &contract().replacen(&present, &other, 1), version, |text| text)
 }
 
-fn build(name: &str, contract: &str, version: &str) -> Vec<u8> {
-    let text = format!("{}\n{}", read(&guests().join(format!("{name}.wat"))), read(&guests().join("shared.wat")));
+fn build(name: &str, contract: &str, version: &str, change: impl FnOnce(String) -> String) -> Vec<u8> {
+    let text = format!("{}\n{}", change(read(&guests().join(format!("{name}.wat")))), read(&guests().join("shared.wat")));
     let mut bytes = wat::parse_str(text.replace("VERSION", version)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let mut resolve = Resolve::default();
-    let package = resolve.push_str("provision.wit", contract).unwrap();
-    let world = resolve.select_world(&[package], Some("provisioner")).unwrap();
+    resolve.push_str("provision.wit", contract).unwrap();
+    for package in WASI {
+        resolve.push_str("wasi.wit", package).unwrap();
+    }
+    let guest = format!(
+        "package muster:guest; world guest {{ include muster:provision/provisioner@{version}; import wasi:clocks/wall-clock@0.2.0; \
+         import wasi:clocks/monotonic-clock@0.2.0; import wasi:io/poll@0.2.0; import wasi:random/random@0.2.0; \
+         import wasi:random/insecure@0.2.0; import wasi:random/insecure-seed@0.2.0; }}"
+    );
+    let package = resolve.push_str("guest.wit", &guest).unwrap();
+    let world = resolve.select_world(&[package], Some("guest")).unwrap();
     embed_component_metadata(&mut bytes, &resolve, world, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().module(&bytes).and_then(|mut encoder| encoder.encode()).unwrap_or_else(|error| panic!("{name}: {error:?}"))
 }

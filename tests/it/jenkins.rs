@@ -5,6 +5,7 @@
 //! observe can be read here without asking over HTTP.
 
 pub(crate) mod agents;
+mod alone;
 pub(crate) mod config;
 pub(crate) mod controller;
 pub(crate) mod door;
@@ -85,6 +86,7 @@ pub(crate) struct Plan {
     restart_scale: f64,
     stuck_after: Duration,
     built_in_executors: usize,
+    port: u16,
 }
 
 impl Default for Plan {
@@ -101,6 +103,7 @@ impl Default for Plan {
             restart_scale: 0.02,
             stuck_after: Duration::from_secs(6),
             built_in_executors: 2,
+            port: 0,
         }
     }
 }
@@ -139,6 +142,12 @@ impl Plan {
     /// Sets the configured URL, which `jnlp` has, whatever the client calls.
     pub(crate) fn root_url_is(mut self, url: &str) -> Self {
         self.root_url = Some(url.into());
+        self
+    }
+
+    /// Sets where it listens, on 127.0.0.1.
+    pub(crate) fn port(mut self, port: u16) -> Self {
+        self.port = port;
         self
     }
 
@@ -229,7 +238,7 @@ impl Jenkins {
         let inner = Arc::new(Inner {
             jar: jar::agent_jar(plan.version, jvm_start, scaled),
             runtime: Handle::current(),
-            port: Port::new().unwrap(),
+            port: Port::new(plan.port).unwrap(),
             controller: Mutex::new(controller),
             log: Mutex::default(),
             changes: watch::Sender::new(0),

@@ -4,12 +4,15 @@
 
 mod access;
 mod agent_session;
+mod any_jenkins;
 mod bits;
 mod cli;
 mod compat;
 mod controller;
+mod controller_nodes;
 mod demo;
 mod dial;
+mod examples;
 mod fleet;
 mod floors;
 mod gate;
@@ -23,8 +26,10 @@ mod machine;
 mod poll;
 mod postgres;
 mod register;
+mod replay;
 mod routes;
 mod sandbox;
+mod scripts;
 mod ssh;
 mod store;
 mod wit;

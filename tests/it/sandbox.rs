@@ -23,7 +23,7 @@ static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| Sandbox::new(None, 4).unwra
 
 /// What a link does when it is asked.
 #[derive(Debug, Clone, Copy, Default)]
-enum Manner {
+pub(crate) enum Manner {
     /// It answers at once.
     #[default]
     Answers,
@@ -51,7 +51,7 @@ impl Drop for Dropped {
 }
 
 impl Witness {
-    fn that(manner: Manner) -> Arc<Self> {
+    pub(crate) fn that(manner: Manner) -> Arc<Self> {
         Arc::new(Self { manner, ..Self::default() })
     }
 

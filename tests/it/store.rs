@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use muster::api::{AgentState, TokenKind};
+use muster::api::{AgentState, Asks, TokenKind};
 use muster::bits::contents::{Bundle, Packing};
 use muster::bits::manifest::{Entry, Kind, Manifest};
 use muster::bits::pack::Packer;
@@ -22,6 +22,7 @@ use muster::store::clear::{Cleared, Kept};
 use muster::store::contents::{Gone, Place};
 use muster::store::labels::NewRelease;
 use muster::store::modules::ModuleRow;
+use muster::store::nodes::{NodePlan, NodeRow};
 use muster::store::runs::{LogRow, RunEnd, RunFilter, RunRow};
 use muster::store::secrets::{SecretError, Secrets};
 use muster::store::segments::{SegmentError, Segments, Sending};
@@ -70,11 +71,45 @@ on_each_database!(
     runs_are_listed_by_agent_label_and_team,
     a_nul_does_not_keep_a_run_from_ending,
     what_is_beyond_the_limits_is_cleared,
+    contents_beside_a_journal_are_read_again_and_go_with_their_run,
     boots_are_summed_up_by_image_and_the_costliest_is_first,
     boots_that_are_old_or_too_many_are_cleared,
     a_version_that_is_there_is_opened_again,
+    an_agent_has_one_node_at_a_controller_and_a_name_one_agent,
     what_is_lost_and_what_is_not_known_any_more_is_forgotten,
 );
+
+async fn an_agent_has_one_node_at_a_controller_and_a_name_one_agent(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let node = |controller: &str, name: &str, agent_id: &str| NodeRow {
+        controller: controller.parse().unwrap(),
+        name: name.into(),
+        agent_id: agent_id.into(),
+        agent: "web-1".parse().unwrap(),
+        label: "linux".parse().unwrap(),
+        plan: NodePlan { labels: vec!["linux".parse().unwrap()], executors: 2, instance: Some("first".into()), ..NodePlan::default() },
+        began_us: 1,
+        made_us: None,
+        leaving_us: None,
+    };
+    let first = node("one", "n1", "a1");
+    store.insert_node(&first).await.unwrap();
+    store.insert_node(&node("two", "n1", "a1")).await.unwrap();
+    for taken in [node("one", "n1", "a2"), node("one", "n2", "a1")] {
+        assert!(matches!(store.insert_node(&taken).await, Err(StoreError::Conflict(_))));
+    }
+    let changed = NodeRow { agent_id: "a3".into(), made_us: Some(5), leaving_us: Some(7), ..first.clone() };
+    store.update_node(&changed).await.unwrap();
+    let mut kept = store.nodes().await.unwrap();
+    kept.sort_by(|one, other| one.controller.cmp(&other.controller));
+    assert_eq!(kept, [changed.clone(), node("two", "n1", "a1")]);
+    store.insert_node(&node("one", "n2", "a1")).await.unwrap();
+    assert!(matches!(store.update_node(&NodeRow { agent_id: "a1".into(), ..changed.clone() }).await, Err(StoreError::Conflict(_))));
+    store.delete_node(&changed.controller, "n1").await.unwrap();
+    store.delete_node(&changed.controller, "n1").await.unwrap();
+    assert!(matches!(store.update_node(&changed).await, Err(StoreError::Missing(_))));
+    assert_eq!(store.nodes().await.unwrap().len(), 2);
+}
 
 fn page(limit: u32) -> PageAsked {
     PageAsked { cursor: None, limit }
@@ -125,6 +160,7 @@ fn module(name: &str, team: &str, content: &str) -> ModuleRow {
         world: "muster:provision/provisioner".into(),
         imports: vec!["muster:provision/agent".into()],
         language: Some("rust".into()),
+        asks: Some(Asks { run: vec!["/bin/df".into()], ..Asks::default() }),
         uploaded_us: 7,
     }
 }
@@ -175,7 +211,15 @@ fn end(ended_us: i64) -> RunEnd {
     RunEnd { verdict: "provisioned".into(), reason: Some("done".into()), ended_us, calls: 4, bytes_sent: 5, bytes_saved: 6, boot: None }
 }
 
-const KEPT: Kept = Kept { runs_per_agent: 9, records_us: 5000, events_per_agent: 99, gone_us: 5000, boots_us: 5000, boots_per_label: 9 };
+const KEPT: Kept = Kept {
+    runs_per_agent: 9,
+    records_us: 5000,
+    events_per_agent: 99,
+    gone_us: 5000,
+    boots_us: 5000,
+    boots_per_label: 9,
+    contents_bytes: 1 << 20,
+};
 
 fn log(seqs: std::ops::Range<i64>) -> Vec<LogRow> {
     seqs.map(|seq| LogRow { seq, at_us: 100 + seq, level: "info".into(), text: format!("line {seq}") }).collect()
@@ -501,6 +545,42 @@ async fn a_nul_does_not_keep_a_run_from_ending(url: &str) {
     assert_eq!(store.run_log("r1", 0, 1).await.unwrap()[0].text, "a\u{fffd}b");
 }
 
+async fn contents_beside_a_journal_are_read_again_and_go_with_their_run(url: &str) {
+    let store = Store::open(url).await.unwrap();
+    let owner = agent("a1", "builder");
+    store.insert_agent(&owner, "first", None).await.unwrap();
+    let content = |text: String| (Digest::of(text.as_bytes()), text.into_bytes());
+    let noise =
+        |at: u32| (0..100_u32).map(|part| Digest::of(&[at.to_le_bytes(), part.to_le_bytes()].concat()).to_string()).collect::<String>();
+    let contents: Vec<_> = (0..20).map(|at| content(format!("\0{}", noise(at)))).collect();
+    for id in ["r1", "r2", "r3"] {
+        store.begin_run(&run(id, &owner, "linux")).await.unwrap();
+        store.append_contents(id, &contents).await.unwrap();
+        store.append_contents(id, &contents[..3]).await.unwrap();
+        store.end_run(id, &end(5), &[], &[], None).await.unwrap();
+    }
+    assert!(matches!(store.append_contents("r0", &contents).await, Err(StoreError::Missing(_))));
+    let all = async |id: &str| {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.run_contents(id, after.as_ref(), 7).await.unwrap();
+            let Some((last, _)) = page.last() else { return found };
+            after = Some(*last);
+            found.extend(page);
+        }
+    };
+    let mut expected = contents.clone();
+    expected.sort_by_key(|(digest, _)| digest.to_string());
+    assert_eq!(all("r1").await, expected);
+    // There is room for less than two runs' contents.
+    let kept = Kept { contents_bytes: 150_000, ..KEPT };
+    let cleared = store.clear(6, &kept).await.unwrap();
+    assert_eq!((cleared.records, cleared.runs), (40, 0));
+    assert_eq!((all("r1").await.len(), all("r2").await.len(), all("r3").await.len()), (0, 0, 20));
+    assert_eq!(store.clear(6, &kept).await.unwrap(), Cleared::default());
+    assert_eq!(store.clear(6, &Kept { records_us: 0, ..KEPT }).await.unwrap().records, 20, "they go with the log and the journal");
+}
+
 async fn what_is_beyond_the_limits_is_cleared(url: &str) {
     let store = Store::open(url).await.unwrap();
     let kept = Kept { runs_per_agent: 2, records_us: 1000, events_per_agent: 3, gone_us: 5000, ..KEPT };
@@ -615,7 +695,7 @@ async fn a_version_that_is_there_is_opened_again(url: &str) {
 async fn what_is_lost_and_what_is_not_known_any_more_is_forgotten(url: &str) {
     let store = Store::open(url).await.unwrap();
     let digests: Vec<Digest> = (0..4_u8).map(|at| Digest::of(&[at])).collect();
-    let place = |segment, offset| Place { segment, offset, frame_bytes: 10, size: 20 };
+    let place = |segment, offset| Place { segment, offset, frame_bytes: 10, size: 20, crc: None };
     let places = [place(1, 0), place(1, 10), place(1, 20), place(2, 20)];
     store.insert_contents(&digests.iter().copied().zip(places).collect::<Vec<_>>()).await.unwrap();
     let there = async || store.places(&digests).await.unwrap().iter().map(Option::is_some).collect::<Vec<_>>();
@@ -733,7 +813,7 @@ async fn contents_are_kept_together_and_given_out_as_they_came() {
     // Read in the order in which they lie, each segment is read once.
     let read = all.read_bytes();
     let mut packing = Packing::new(&Bundle::new("b".parse().unwrap(), manifest.clone(), given), 0..300).await;
-    while packing.next().await.unwrap().is_some() {}
+    while packing.next(&[]).await.unwrap().is_some() {}
     assert!(all.read_bytes() - read <= packed.iter().map(|packed| packed.frame.len() as u64).sum());
 
     // What a server that was cut off had not written whole is deleted at the next start. A whole segment stays, with a row or without.

@@ -1,41 +1,69 @@
 //! A destination on this machine, for the survey.
 
-use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 use cap_std::fs::Dir;
 
 use super::survey::Place;
 use crate::bits::chunk::{self, Content};
+use crate::bits::near::ByPath;
 use crate::bits::path::TreePath;
 use crate::bits::tree::{self, Seen, Stamp, WalkError, Walker};
 
 /// A directory of this machine, and how its files looked when they were last known.
 pub(super) struct Local {
     walker: Walker,
-    known: HashMap<TreePath, (u64, Stamp)>,
+    known: Arc<ByPath<(u64, Stamp)>>,
+    looks: Looks,
     /// The name of the destination's staging directory, which may be in it, and is Muster's own.
     staged: TreePath,
-    /// All that is there, if it was listed: then nothing is looked at twice.
-    listed: Option<HashMap<TreePath, Seen>>,
+}
+
+/// What was seen at a destination just before: nothing of that is looked at twice.
+#[derive(Default)]
+pub(super) struct Looks {
+    /// What is at these paths; nothing is at some.
+    at: ByPath<Option<Seen>>,
+    /// Whether there is nothing else.
+    pub(super) is_all: bool,
+}
+
+impl Looks {
+    /// Everything that is in a directory, but what has the name of its staging directory.
+    pub(super) fn all(dir: &Dir, staged: &str) -> Result<Self, WalkError> {
+        let mut at = Vec::new();
+        tree::walk(dir, None, &mut |_, below, seen| -> Result<bool, WalkError> {
+            let visible = below.as_bytes() != staged.as_bytes();
+            if visible {
+                at.push((below.clone(), Some(seen)));
+            }
+            Ok(visible)
+        })?;
+        Ok(Self { at: at.into_iter().collect(), is_all: true })
+    }
+
+    /// What is at some paths. One that can not be looked at is left out.
+    pub(super) fn of<'a>(paths: impl Iterator<Item = &'a [u8]>, dir: Dir) -> Self {
+        let mut walker = Walker::new(dir);
+        let at = paths.filter_map(|path| Some((TreePath::from_bytes(path).ok()?, walker.look_bytes(path).ok()?)));
+        Self { at: at.collect(), is_all: false }
+    }
 }
 
 impl Local {
-    /// A directory, of which everything is `listed` at once, or each path looked at when it is asked for.
-    pub(super) fn new(dir: Dir, known: HashMap<TreePath, (u64, Stamp)>, staged: &str, listed: bool) -> Result<Self, WalkError> {
+    /// A directory, and what was seen of it already.
+    pub(super) fn new(dir: Dir, known: Arc<ByPath<(u64, Stamp)>>, looks: Looks, staged: &str) -> Result<Self, WalkError> {
         let staged = TreePath::from_bytes(staged.as_bytes()).map_err(|error| WalkError::Path(staged.to_owned(), error))?;
-        let mut local = Self { walker: Walker::new(dir), known, staged, listed: None };
-        if listed {
-            local.listed = Some(local.list(None, None)?.into_iter().collect());
-        }
-        Ok(local)
+        Ok(Self { walker: Walker::new(dir), known, looks, staged })
     }
 }
 
 impl Place for Local {
     fn look(&mut self, path: &TreePath) -> io::Result<Option<Seen>> {
-        match &self.listed {
-            Some(listed) => Ok(listed.get(path).cloned()),
+        match self.looks.at.get(path) {
+            Some(seen) => Ok(seen.clone()),
+            None if self.looks.is_all => Ok(None),
             None => self.walker.look(path),
         }
     }
@@ -58,8 +86,8 @@ impl Place for Local {
     }
 
     fn list(&mut self, path: Option<&TreePath>, hidden: Option<&TreePath>) -> Result<Vec<(TreePath, Seen)>, WalkError> {
-        if let (None, None, Some(listed)) = (path, hidden, &self.listed) {
-            return Ok(listed.iter().map(|(path, seen)| (path.clone(), seen.clone())).collect());
+        if (path, hidden, self.looks.is_all) == (None, None, true) {
+            return Ok(self.looks.at.iter().filter_map(|(path, seen)| Some((path.clone(), seen.clone()?))).collect());
         }
         let mut found = Vec::new();
         let shown = path.map_or_else(|| ".".to_owned(), TreePath::to_string);

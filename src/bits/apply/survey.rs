@@ -189,7 +189,12 @@ impl<P: Place> Survey<'_, P> {
                 let wanted = entry.contents().map(|(_, size)| size).sum::<u64>();
                 // A small file of another size is another file; of a large one it is worth knowing what is in it.
                 let may_help = size == wanted || !entry.chunks().is_empty();
-                let found = if may_help { self.digest(path, size, stamp)? } else { self.left(path, size, stamp) };
+                let found = match self.left(path, size, stamp) {
+                    // What the ledger says of it is looked through when something is lacking. What is touched may have to be copied.
+                    Some(left) if left == *digest && mode == entry.mode && stamp.mtime() == mtime => Some(left),
+                    _ if may_help => self.digest(path, size, stamp)?,
+                    left => left,
+                };
                 if let Some(other) = found.filter(|found| found != digest) {
                     self.steps.leaving.insert(path.clone(), other);
                 } else if found.is_some() {

@@ -45,7 +45,10 @@ impl Plan {
         let whole = self.whole.clone();
         let built = if whole.is_some() { self.build(&prepared)? } else { None };
         if !self.is_recorded {
-            ledger::begin(&self.trees, &self.key, self.begun_place, &self.after)?;
+            self.write_down()?;
+            if let Some(written) = self.begun.take() {
+                ledger::begin(&self.trees, &self.key, self.begun_place, &written)?;
+            }
         }
         if let Some(destination) = whole {
             if let Some(put) = built
@@ -95,7 +98,7 @@ impl Plan {
             reliable(&Seen::File { mode: 0, size: *size, stamp: *stamp }, self.since)
         };
         let before = |path: &TreePath| self.known.get(path).filter(|_| self.manifest.get(path).is_none()).copied();
-        let written = index::write(&self.trees, &self.key, &self.manifest, &self.after, |path| {
+        let written = index::write(&self.trees, &self.key, &self.manifest, self.after(), |path| {
             put(path).or_else(|| seen(path)).or_else(|| before(path))
         });
         if written.is_err() {

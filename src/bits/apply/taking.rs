@@ -8,6 +8,7 @@ use cap_std::fs::{Dir, File};
 use super::prepare::sync_all;
 use super::staging::{self, Target};
 use super::{ApplyError, Plan, failed};
+use crate::bits::ledger;
 use crate::bits::pack::{Opener, Packed};
 use crate::bits::tree::{Seen, Stamp, Walker, look_at};
 use crate::limits::SYNC_FILES_MAX;
@@ -41,6 +42,15 @@ impl Plan {
         self.staging.open()?;
         if self.whole.is_some() && self.build.is_none() {
             self.build = Some(self.begin_build()?);
+        }
+        // Now, as there is time while contents are on their way.
+        self.write_down()
+    }
+
+    /// Writes down what the destination is about to become, beside the ledger.
+    pub(super) fn write_down(&mut self) -> Result<(), ApplyError> {
+        if !self.is_recorded && self.begun.is_none() {
+            self.begun = Some(ledger::write(&self.trees, &self.key, self.after())?);
         }
         Ok(())
     }

@@ -37,6 +37,11 @@ impl OutputLog {
         }
     }
 
+    /// Copies a line that was copied before, and is played back.
+    pub(super) fn again(&mut self, stream: Stream, text: &str) {
+        self.line(stream, text.to_owned());
+    }
+
     /// Copies what has no end of line, and says how many lines there were. What was `cut_off` may end in the middle of a secret.
     pub(super) fn finish(mut self, cut_off: bool) -> u32 {
         for stream in [Stream::Stdout, Stream::Stderr] {

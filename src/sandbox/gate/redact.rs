@@ -2,6 +2,7 @@
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
+use crate::journal::mark;
 use crate::limits::{LOG_LINE_BYTES_MAX, REDACTED_BYTES_MIN, SECRET_BYTES_MAX};
 use crate::names::SecretName;
 
@@ -24,7 +25,7 @@ impl Redactor {
         for (name, value) in secrets {
             for part in std::iter::once(value).chain(value.lines().map(str::trim)).filter(|part| part.len() >= REDACTED_BYTES_MIN) {
                 if !self.needles.iter().any(|(needle, _)| needle == part) {
-                    self.needles.push((part.to_owned(), format!("[secret {name}]")));
+                    self.needles.push((part.to_owned(), mark(name.as_str())));
                 }
             }
         }
@@ -35,6 +36,11 @@ impl Redactor {
             let kind = Some(AhoCorasickKind::ContiguousNFA);
             self.finder = AhoCorasick::builder().kind(kind).match_kind(MatchKind::LeftmostLongest).build(needles).ok();
         }
+    }
+
+    /// Whether there is nothing to be cut.
+    pub(super) fn is_empty(&self) -> bool {
+        self.needles.is_empty()
     }
 
     fn marks(&self) -> Vec<&str> {

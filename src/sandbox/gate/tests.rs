@@ -12,7 +12,9 @@ use crate::bits::contents::{Bundle, Contents};
 use crate::bits::manifest::Manifest;
 use crate::bits::pack::Packed;
 use crate::journal::{Entry, Level, Line, Records, channel};
-use crate::limits::{CALL_FILE_BYTES_MAX, LOG_LINE_BYTES_MAX, OUTPUT_LOG_LINES_MAX, REASON_BYTES_MAX, RUN_LOG_LINES_MAX};
+use crate::limits::{
+    CALL_FILE_BYTES_MAX, KEPT_INLINE_BYTES_MAX, LOG_LINE_BYTES_MAX, OUTPUT_LOG_LINES_MAX, REASON_BYTES_MAX, RUN_LOG_LINES_MAX,
+};
 use crate::link::Link;
 use crate::machine::{CallError, Change, Command, Output, Stream, SyncRules};
 use crate::policy::{LabelPolicy, parse_file};
@@ -337,6 +339,30 @@ async fn a_secret_reaches_the_commands_environment_and_nothing_that_is_kept_or_c
 }
 
 #[tokio::test]
+async fn what_is_kept_for_a_replay_holds_no_secret_either() {
+    let (_dir, secrets) = vault(&[("key", VALUE)]);
+    let long = format!("{}{VALUE}{}", "x".repeat(KEPT_INLINE_BYTES_MAX), "y".repeat(9));
+    let link = Arc::new(Witness { output: long.into_bytes(), ..Witness::default() });
+    let text = "settings = { a = \"x hunter2-of-the-team\" }\n[label.linux.grants]\nrun = [\"/bin/say\"]\nsecrets = [\"key\"]\n";
+    let (mut gate, records) = gate(policy(&text.replace("hunter2-of-the-team", VALUE)), &link, Some(secrets));
+    gate.begin().await;
+    let mut say = command("/bin/say");
+    say.command.args.push(format!("--password={VALUE}"));
+    let output = gate.run(&say).await.unwrap();
+    let taken = records.take();
+    assert_eq!(taken.contents.len(), 1);
+    assert_eq!(taken.contents[0].1, output.stdout);
+    let kept: Vec<String> = taken.contents.into_iter().map(|(_, bytes)| String::from_utf8(bytes).unwrap()).collect();
+    let journal: Vec<String> = taken.entries.into_iter().map(|(_, entry)| entry).collect();
+    for text in kept.iter().chain(&journal) {
+        assert!(text.contains("[secret key]") || !text.contains("hunter2"), "{text}");
+        assert!(!text.contains(VALUE), "{text}");
+    }
+    assert!(journal[0].contains("\"secrets\":[\"key\"]") && journal[0].contains("x [secret key]"), "{}", journal[0]);
+    assert!(journal[1].contains("--password=[secret key]"), "{}", journal[1]);
+}
+
+#[tokio::test]
 async fn an_output_that_is_cut_within_a_secret_loses_the_beginning_too() {
     let (_dir, secrets) = vault(&[("key", VALUE)]);
     let link = Arc::new(Witness { output: b"say hunter2-of".to_vec(), truncated: true, ..Witness::default() });
@@ -352,7 +378,7 @@ async fn a_secret_that_an_earlier_run_left_on_the_machine_is_cut_before_it_is_op
     let (_dir, secrets) = vault(&[("key", VALUE)]);
     let link = Arc::new(Witness { output: format!("password = {VALUE}").into_bytes(), ..Witness::default() });
     let (mut gate, _records) = gate(granting("read = [\"/etc/login\"]\nsecrets = [\"key\", \"missing\"]\n"), &link, Some(secrets));
-    gate.know_secrets().await;
+    gate.begin().await;
     assert_eq!(gate.read_file("/etc/login").await.unwrap(), b"password = [secret key]");
 }
 
@@ -386,6 +412,7 @@ async fn every_call_is_journalled_before_it_is_done_and_answered_after_in_order(
     let kinds: Vec<_> = journal
         .iter()
         .map(|entry| match serde_json::from_str(entry).unwrap() {
+            Entry::Began(began) => panic!("{began:?}"),
             Entry::Asked { asked, .. } => serde_json::to_value(asked).unwrap()["call"].as_str().unwrap().to_owned(),
             Entry::Answered { answered, .. } => if answered.is_ok() { "ok" } else { "err" }.to_owned(),
         })

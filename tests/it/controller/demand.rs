@@ -99,7 +99,8 @@ async fn a_controller_that_no_policy_names_is_not_asked() {
     known.house.upload("ok").await;
     known.house.apply("linux", json!({"team": TEAM, "module": "ok"})).await;
     known.house.admin().get("/v1/labels/linux/demand").await.problem(404);
-    assert!(jenkins.requests().is_empty());
+    // At its start the server looks once whether nodes of its own were left behind there.
+    assert!(jenkins.requests().iter().all(|seen| seen.op == Op::List) && jenkins.count(Op::List) <= 1);
     known.house.apply("linux", policy()).await;
     // At once, and not at the end of an interval: whoever asks makes it look.
     known.house.admin().get("/v1/labels/linux/demand").await.expect(200);

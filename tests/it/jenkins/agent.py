@@ -202,7 +202,7 @@ def stay(incoming):
         return
 
 
-def come_back(root, arguments):
+def come_back(root):
     """Waits for the controller, and begins again as the same process."""
     time.sleep(PAUSE_SECONDS)
     while True:
@@ -216,7 +216,8 @@ def come_back(root, arguments):
             say(f"{root}login is not ready: {error}")
         time.sleep(PAUSE_SECONDS)
     say("Restarting agent")
-    os.execv(sys.executable, [sys.executable, "-S", "-E", os.path.abspath(sys.argv[0])] + arguments)
+    # As it was started: what came from a file of arguments is read from there again.
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def main():
@@ -259,7 +260,7 @@ def main():
     stream.close()
     if options.get("-noReconnect"):
         os._exit(0)
-    come_back(root, arguments)
+    come_back(root)
 
 
 signal.signal(signal.SIGTERM, end)

@@ -79,8 +79,9 @@ impl Cut {
 }
 
 impl Port {
-    pub(super) fn new() -> io::Result<Self> {
-        let keeper = socket((Ipv4Addr::LOCALHOST, 0).into())?;
+    /// This port, or any that is free if it is 0.
+    pub(super) fn new(port: u16) -> io::Result<Self> {
+        let keeper = socket((Ipv4Addr::LOCALHOST, port).into())?;
         Ok(Self { address: keeper.local_addr()?, _keeper: keeper })
     }
 

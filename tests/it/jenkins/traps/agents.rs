@@ -224,6 +224,39 @@ async fn what_stands_for_java_says_its_version_and_runs_the_jar_as_its_own_proce
 }
 
 #[tokio::test]
+async fn what_stands_for_java_reads_a_file_of_arguments_and_shows_nothing_of_it_also_when_it_came_back() {
+    let jenkins = with_node(Plan::default()).await;
+    let directory = TempDir::new().unwrap();
+    let java = java(directory.path(), "17.0.15");
+    let file = directory.path().join("arguments");
+    let program = |jar: String| {
+        let work = format!("{}/a \\\"work\\\"", directory.path().display());
+        let arguments =
+            ["-jar", &jar, "-url", &jenkins.url(), "-secret", &jenkins.secret("n1"), "-name", "n1", "-webSocket", "-workDir", &work];
+        std::fs::write(&file, arguments.map(|argument| format!("\"{argument}\"\n")).concat()).unwrap();
+        (java.clone(), vec![format!("@{}", file.display())])
+    };
+    let agent = Process::with(&jenkins, program, &[]);
+    let seen = || String::from_utf8(std::fs::read(format!("/proc/{}/cmdline", agent.child.id().unwrap())).unwrap()).unwrap();
+    jenkins.until_node("n1", |node| node.is_online).await;
+    assert!(seen().contains("arguments") && !seen().contains(&jenkins.secret("n1")), "{}", seen());
+    assert!(directory.path().join("a \"work\"/remoting").is_dir());
+    jenkins.break_agent("n1");
+    jenkins.until_node("n1", |node| node.connections == 2).await;
+    assert!(seen().contains("arguments") && !seen().contains(&jenkins.secret("n1")), "{}", seen());
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_for_websocket_takes_an_agent_that_is() {
+    let jenkins = Jenkins::start(Plan::default()).await;
+    let launcher = json!({"stapler-class": "hudson.slaves.JNLPLauncher"});
+    Caller::muster(&jenkins).create("n1", json!({"launcher": launcher})).await.is(302);
+    assert!(!jenkins.node("n1").unwrap().config.launcher.unwrap().web_socket);
+    let _agent = jenkins.connect("n1").await.unwrap();
+    jenkins.until_node("n1", |node| node.is_online).await;
+}
+
+#[tokio::test]
 async fn a_jar_that_is_not_whole_does_not_run() {
     let jenkins = with_node(Plan::default()).await;
     let mut process = Process::with(

@@ -1,0 +1,3 @@
+module provisioner
+
+go 1.25

@@ -1,0 +1,17 @@
+;; Asks whether /etc exists; if there is a setting `extra`, writes "hello" to the file `greeting`.
+(import "muster:provision/settings@VERSION" "get" (func $get (param i32 i32 i32)))
+(import "muster:provision/agent@VERSION" "exists" (func $exists (param i32 i32 i32)))
+(import "muster:provision/agent@VERSION" "write-file" (func $write-file (param i32 i32 i32 i32 i32 i32)))
+(import "muster:provision/agent@VERSION" "[resource-drop]change" (func $drop-change (param i32)))
+(data (i32.const 1024) "/etc")
+(data (i32.const 1032) "extra")
+(data (i32.const 1040) "greeting")
+(data (i32.const 1056) "hello")
+(func (export "muster:provision/provisioning@VERSION#provision") (result i32)
+  (call $exists (i32.const 1024) (i32.const 4) (i32.const 64))
+  (call $get (i32.const 1032) (i32.const 5) (i32.const 64))
+  (if (i32.load8_u (i32.const 64))
+    (then
+      (call $write-file (i32.const 1040) (i32.const 8) (i32.const 1056) (i32.const 5) (i32.const 0x1a4) (i32.const 64))
+      (if (call $answered-ok) (then (call $drop-change (call $answered-handle))))))
+  (call $ok))
