@@ -187,7 +187,7 @@ impl Inspected {
     fn of(bytes: &[u8]) -> Result<Self, InspectError> {
         // A script is as its runner is.
         let (kind, About { world, contract, imports, exports, language, asks }) = match Script::is(bytes) {
-            true => (ModuleKind::Script, About { world: Some(WORLD.into()), ..look(RUNNER)? }),
+            true => (ModuleKind::Script, About { world: Some(WORLD.into()), language: Some("JavaScript".into()), ..look(RUNNER)? }),
             false => (ModuleKind::Component, look(bytes)?),
         };
         let size_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

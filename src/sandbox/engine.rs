@@ -269,7 +269,7 @@ impl Sandbox {
     }
 
     async fn compile_runner(&self, bytes: Bytes) -> Result<Runner, CompileError> {
-        let about = About { world: Some(WORLD.into()), ..look(&bytes)? };
+        let about = About { world: Some(WORLD.into()), language: Some("JavaScript".into()), ..look(&bytes)? };
         let linker = self.linker.clone();
         let both = move |engine: &Engine, component: &Component| {
             Ok((ProvisionerPre::new(linker.instantiate_pre(component)?)?, link(engine, component)?))

@@ -101,7 +101,7 @@ async fn a_script_calls_what_the_contract_has_and_its_answers_are_values() {
          return 5;\n")
     .await;
     assert_eq!(outcome.verdict, Verdict::Provisioned);
-    assert_eq!(asked, ["write greeting 644 a1 with 17 and null", "exec /bin/true", "read /etc"]);
+    assert_eq!(asked, ["write /srv/agent/greeting 644 a1 with 17 and null", "exec /bin/true", "read /etc"]);
     assert_eq!(outcome.launch.unwrap().args, ["-x"]);
     assert!(taken.lines.iter().any(|line| line.text == "one 2 {\"three\":4}"), "{:?}", taken.lines);
 }
