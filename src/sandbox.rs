@@ -4,7 +4,7 @@
 //! What a module may do to its machine is decided in [`gate`] alone. Runs have a runtime of their own, so that a module which spins
 //! takes time from other modules at worst, never from the server.
 //!
-//! What a module can observe is in its run's journal, and nothing else is: its time is [`clock`]'s, its chance is [`chance`]'s. So [`replay`] can do a
+//! What a module can observe is in its run's journal, and nothing else is: its time is `clock`'s, its chance is `chance`'s. So [`replay`] can do a
 //! run again.
 
 mod bindings;

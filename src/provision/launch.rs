@@ -250,16 +250,16 @@ impl Launcher<'_> {
     /// Does something for as long as the agent is not halted, and is to be what it is launched as.
     async fn while_wanted<T>(&self, work: impl Future<Output = T>) -> Result<T, Unlaunched> {
         let mut work = std::pin::pin!(work);
-        loop {
+        // Looked at first: what is asked again and again may each time be done sooner than the next look.
+        while !self.agent.is_wanted_anew() {
             tokio::select! {
                 biased;
                 () = self.ending.cancelled() => return Err(Unlaunched::Ended),
                 done = &mut work => return Ok(done),
-                () = tokio::time::sleep(Duration::from_millis(500)) => if self.agent.is_wanted_anew() {
-                    return Err(Unlaunched::Ended);
-                },
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }
         }
+        Err(Unlaunched::Ended)
     }
 
     /// Says how far it is, where a person looks.

@@ -11,7 +11,7 @@ use muster::journal::Taken;
 use muster::names::Digest;
 use muster::policy::{LabelPolicy, parse_file};
 use muster::sandbox::script::{RUNNER, RUNNER_DIGEST, Script, WORLD};
-use muster::sandbox::{CompileError, Module, Outcome, Verdict};
+use muster::sandbox::{CompileError, Module, Outcome, Sandbox, Verdict};
 use muster::store::Store;
 use muster::store::blobs::Blobs;
 use muster::store::modules::ModuleRow;
@@ -210,20 +210,21 @@ async fn chance_and_clocks_are_the_runs_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_scripts_share_one_compiled_runner() {
-    taken("1;").await;
+    let sandbox = Sandbox::new(None, 1).unwrap();
     let began = Instant::now();
+    sandbox.compile(script("1;")).await.unwrap();
+    let first = began.elapsed();
     for number in 0..50 {
-        taken(&format!("{number};")).await;
+        sandbox.compile(script(&format!("{number};"))).await.unwrap();
     }
-    let took = began.elapsed();
-    println!("50 scripts were made ready in {took:?}");
-    // One compilation alone takes longer than this.
-    assert!(took.as_millis() < 1500, "{took:?}");
+    let others = began.elapsed() - first;
+    println!("the first script was ready after {first:?}, 50 more after {others:?}");
+    assert!(others < first * 10, "each seems to be compiled by itself: {others:?}, the first {first:?}");
     let foreign = script("1;");
     let foreign = String::from_utf8(foreign.to_vec()).unwrap().replace(&RUNNER_DIGEST.to_string(), &Digest::of(b"x").to_string());
-    assert!(matches!(sandbox().compile(foreign.into()).await, Err(CompileError::NoRunner(_))));
+    assert!(matches!(sandbox.compile(foreign.into()).await, Err(CompileError::NoRunner(_))));
     // And no module may ask for a script by itself.
-    let told = sandbox().compile(Bytes::from_static(RUNNER)).await.err().unwrap().to_string();
+    let told = sandbox.compile(Bytes::from_static(RUNNER)).await.err().unwrap().to_string();
     assert!(told.contains("muster:script/source@0.1.0"), "{told}");
 }
 
@@ -369,11 +370,11 @@ async fn a_labels_script_is_edited_in_the_callers_editor() {
     let (status, out, _) = muster(&house, Some(Path::new("/bin/true")), &edit).await;
     assert_eq!((status, out.as_str()), (0, "linux: nothing changes\n"));
     // One with a mistake never gets near the label, and is not lost.
-    let (status, _, err) = muster(&house, Some(&editor(directory.path(), "two", "')) (")), &edit).await;
+    let (status, _, err) = muster(&house, Some(&editor(directory.path(), ";", "(")), &edit).await;
     assert_eq!(status, 1);
-    assert!(err.contains("hook.js:1:") && err.contains("what was edited is kept: "), "{err}");
+    assert!(err.contains("hook.js:2:1: SyntaxError") && err.contains("what was edited is kept: "), "{err}");
     let kept = err.lines().find_map(|line| line.strip_prefix("what was edited is kept: ")).unwrap();
-    assert!(std::fs::read_to_string(kept).unwrap().contains("')) ("));
+    assert!(std::fs::read_to_string(kept).unwrap().contains("'two')(\n"));
     std::fs::remove_dir_all(Path::new(kept).parent().unwrap()).unwrap();
     let (status, _, err) = muster(&house, Some(Path::new("/nowhere/editor")), &edit).await;
     assert!(status == 1 && err.contains("which $VISUAL or $EDITOR names"), "{err}");
