@@ -73,6 +73,12 @@ pub struct Module {
 }
 
 impl Module {
+    /// Whether both run the same compiled code: all scripts of one runner do.
+    pub fn shares_code_with(&self, other: &Self) -> bool {
+        let code = |module: &Self| module.pre.instance_pre().component().image_range();
+        code(self) == code(other)
+    }
+
     /// The sha256 of its bytes.
     pub fn digest(&self) -> Digest {
         self.digest

@@ -1,6 +1,6 @@
 //! Whether something is what was recorded, but for the secrets that were cut from that.
 //!
-//! What stands in a journal as `[secret NAME]` may have been a part of the module's own words: a secret `root` is cut from `/root/bin` too. There
+//! What stands in a journal as `[secret NAME]` may have been a part of the module's own words: a secret `srv` is cut from `/srv/bin` too. There
 //! any text fits.
 
 use serde_json::Value;
@@ -61,12 +61,12 @@ mod tests {
     #[test]
     fn where_a_secret_was_cut_any_text_fits_and_nowhere_else() {
         let marks = Marks::of(&["user".into(), "key".into()]);
-        assert!(marks.fit("/[secret user]/bin/[secret key]", "/root/bin/abc"));
+        assert!(marks.fit("/[secret user]/bin/[secret key]", "/srv/bin/abc"));
         assert!(marks.fit("/[secret user]/bin", "/[secret user]/bin"));
-        assert!(!marks.fit("/[secret user]/bin", "/root/lib"));
-        assert!(!marks.fit("/[secret other]/bin", "/root/bin"));
+        assert!(!marks.fit("/[secret user]/bin", "/srv/lib"));
+        assert!(!marks.fit("/[secret other]/bin", "/srv/bin"));
         assert!(!marks.fit("a", "b"));
-        assert!(!Marks::default().fit("/[secret user]/bin", "/root/bin"));
+        assert!(!Marks::default().fit("/[secret user]/bin", "/srv/bin"));
         let value = |text: &str| serde_json::json!({ "args": [text], "mode": 3 });
         assert!(marks.fit_value(&value("-[secret key]"), &value("-x")));
         assert!(!marks.fit_value(&value("-[secret key]"), &value("x")));
